@@ -10,6 +10,7 @@ from answers_official import read
 
 from vistill.answers.judge import right_answer
 from vistill.answers.math_process import shared_judge
+from vistill.evaluation.benchmarks import mmmu_official
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.scores import score_benchmark
@@ -190,7 +191,7 @@ BLINK_OPTIONS = {
 #: replies that name none, such as `right (counter-clockwise)`.
 FAR = {"blink": {"Multi-view Reasoning"}}
 #: The rule whose verdicts the official ones are compared with.
-OFFICIAL_RULES = {"mathvision": "official", "blink": "choice", "mmmu": "auto"}
+OFFICIAL_RULES = {"mathvision": "official", "blink": "choice", "mmmu": "official"}
 
 
 def part_of(record):
@@ -231,3 +232,37 @@ def test_official_replies_score_within_a_point_of_the_official_verdicts(shared_d
     }
     assert abs(points.pop("all")) <= 1
     assert {key for key, value in points.items() if abs(value) > 3} == FAR.get(name, set())
+
+
+@pytest.mark.slow
+def test_mmmus_own_rule_gives_every_verdict_and_letter_of_the_authors(shared_data):
+    """451 of 451; where the authors choose at random, no letter is read."""
+    rows = read(shared_data / "official_replies", "mmmu")
+    for record in rows:
+        verdict = mmmu_official.judge(record["reply"], official_row(record), "last", shared_judge())
+        guessed = record["official_guesses"]
+        assert verdict.correct == (record["official_correct"] and not guessed), record["id"]
+        if record["choices"]:
+            letter = None if guessed else record["official_answer"]
+            assert verdict.extracted == letter, record["id"]
+    assert (len(rows), sum(r["official_guesses"] for r in rows)) == (451, 24)
+
+
+@pytest.mark.parametrize(
+    ("reply", "options", "gold", "is_right"),
+    [
+        ("The answer is (A), not (B).", ("3", "4"), "B", True),
+        ("(A) or B", ("3", "4"), "A", True),
+        ("A B", ("3", "4"), "B", True),
+        ("B.", ("3", "4"), "B", True),
+        ("I see that it must be the Blue house.", ("red", "blue"), "B", True),
+        ("the blue house", ("red", "blue"), "B", False),
+        ("So x = 1,234.567", (), "1234.57", True),
+        ("The total is 12 cm. Thus it could be 7.", (), "12 cm", False),
+        ("The total is 12 cm\nThus it could be 7.", (), "12 cm", True),
+        ("It is a.", (), "b", False),
+    ],
+)
+def test_mmmus_own_rule_by_hand(reply, options, gold, is_right):
+    row = BenchmarkRow(id="r", question="", answer=gold, choices=options)
+    assert mmmu_official.judge(reply, row, "last", shared_judge()).correct == is_right

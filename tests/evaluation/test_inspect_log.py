@@ -7,6 +7,7 @@ the tests, so the fields that its models require are listed here.
 import json
 import re
 
+import pytest
 from test_lm_judge import write_log
 
 from vistill.cli.main import entry
@@ -62,3 +63,33 @@ def test_a_log_of_inspect_that_exists_is_not_replaced(tmp_path, capsys):
     assert export(capsys, tmp_path, "--inspect", "--to", tmp_path / "out")[0] == 0
     code, shown = export(capsys, log, "--inspect", "--to", tmp_path / "out")
     assert (code, "error[S608]" in shown.err) == (6, True)
+
+
+def test_signals_are_written_where_they_were_measured(tmp_path, capsys):
+    log = write_log(tmp_path, "mmstar", ("B", "A"), answer="B", choices=("red", "blue"))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[1]["signals"] = {"log_prob": -0.5, "visual_advantage": None}
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert export(capsys, log, "--inspect", "--to", tmp_path / "out")[0] == 0
+    (file,) = (tmp_path / "out").iterdir()
+    first, second = json.loads(file.read_text())["samples"]
+    assert first["metadata"]["signals"] == {"log_prob": -0.5, "visual_advantage": None}
+    assert "signals" not in second["metadata"]
+
+
+def test_a_log_without_the_verdict_of_a_rule_is_judged_again_by_its_fix(tmp_path, capsys):
+    """A version of vistill before a rule wrote it."""
+    log = write_log(tmp_path, "mmmu", ("(B)",), answer="B", choices=("red", "blue"))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    del lines[1]["verdicts"]["official"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, shown = export(capsys, log, "--inspect", "--to", tmp_path / "out")
+    assert code == 6
+    assert "error[S605]: mmmu.official.jsonl has no verdict of the rule official" in shown.err
+    fix = re.search(r"vistill rescore \S+ --out (\S+)", shown.err)
+    with pytest.raises(SystemExit, match="0"):
+        entry(["rescore", str(log), "--out", str(tmp_path / fix[1])])
+    assert export(capsys, tmp_path / fix[1], "--inspect", "--to", tmp_path / "out")[0] == 0
+    (file,) = (tmp_path / "out").iterdir()
+    (score,) = json.loads(file.read_text())["results"]["scores"]
+    assert score["metrics"]["official"]["value"] == 1.0

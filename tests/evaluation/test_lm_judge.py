@@ -272,3 +272,17 @@ def test_a_half_written_verdict_of_a_killed_process_is_asked_again(tmp_path, cap
 
 def test_every_benchmark_that_a_protocol_gives_to_a_judge_exists():
     assert {name for names in JUDGED.values() for name in names} <= set(BENCHMARKS)
+
+
+def test_what_a_judge_extracts_is_read_by_every_rule_of_a_benchmark(tmp_path, capsys):
+    """MMMU's own rule reads `(B)` and no box."""
+    choices = {"answer": "B", "choices": ("red", "blue")}
+    log = write_log(tmp_path, "mmmu", ("It is the blue one.",), **choices)
+    with stub_judge(lambda text, n: "B") as server:
+        code, task, err = rescore(capsys, log, server)
+    assert code == 0, err
+    (mode,) = task["modes"].values()
+    assert {name: one["value"] for name, one in mode["metrics"].items()} == {
+        "accuracy": 1.0,
+        "official": 1.0,
+    }

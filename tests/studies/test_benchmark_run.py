@@ -194,6 +194,10 @@ def test_a_corrected_gold_answer_is_judged_with_the_stored_responses(tmp_path, c
     log.write_text("".join(json.dumps(line) + "\n" for line in [old, *kept]))
     assert run_verb(capsys, *command(sets, run))[0] == 0
     assert contents(run) == before
+    other = [line | {"verdicts": {"other": line["verdicts"]["choice"]}} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in [header, *other]))
+    assert run_verb(capsys, *command(sets, run))[0] == 0
+    assert contents(run) == before
 
 
 @pytest.mark.more

@@ -522,6 +522,15 @@ def test_other_ways_to_read_pass_too(how, tokenizer, student):
     assert set(facts) == {"canary/student_image_effect", "canary/teacher_image_effect"}
 
 
+def test_a_rounded_head_is_no_wrong_reading(tokenizer, student):
+    """In bf16 it is some thousandths of a nat from transformers' head."""
+    teacher = build_model(tokenizer, 1, hidden=48).freeze()
+    with torch.no_grad():
+        teacher.model.get_output_embeddings().weight.mul_(20)
+    student, teacher = (replace(vlm, head_precision="bf16") for vlm in (student, teacher))
+    assert run_canary(step_context(student, teacher), PROMPTS)
+
+
 @pytest.mark.more
 def test_a_weak_effect_of_the_image_is_a_warning_and_evaluations_log_it(
     tokenizer, teacher, tmp_path

@@ -70,7 +70,8 @@ class CountedSamples:
         """The samples of rows, one at a time."""
         failed = read_failures(self.log).values()
         self.failures = count_failures(failed, self.protocol.samples, rows)
-        samples = (sample for sample in read_samples(self.log) if sample.row.id in rows)
+        stored = read_samples(self.log, self.benchmark.rules)
+        samples = (sample for sample in stored if sample.row.id in rows)
         how: tuple[Take, MathJudge] = self.protocol.take, math
         return judged_samples(self.lm, self.benchmark, samples, how, self.failures)
 

@@ -85,6 +85,11 @@ def accuracy(replies: Sequence[ScoredReply]) -> Units:
     return {"accuracy": row_units(replies)}
 
 
+def accuracy_and_official(replies: Sequence[ScoredReply]) -> Units:
+    """`accuracy` by the rule `auto`, and by the authors' rule (`official`)."""
+    return {"accuracy": row_units(replies, "auto"), "official": row_units(replies, "official")}
+
+
 def row_units(replies: Sequence[ScoredReply], rule: str = "") -> list[Unit]:
     """One unit per reply, by a rule; by default the first one."""
     return [

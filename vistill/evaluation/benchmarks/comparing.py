@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vistill.evaluation.benchmarks.benchmark import ScoredReply
+from vistill.evaluation.benchmarks.benchmark import Benchmark, ScoredReply
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, Suite
 from vistill.evaluation.benchmarks.pairs import Difference, interval_of, paired_results
 from vistill.evaluation.benchmarks.results import (
@@ -79,8 +79,8 @@ def compare_logs(
     draws: dict[str, dict[str, Difference]] = {}
     for mode in (mode for mode in counts[0] if mode in counts[1]):
         count = min(counts[0][mode], counts[1][mode])
-        left = replies_of(log, mode, count, chosen)
-        right = replies_of(baseline, mode, count, chosen)
+        left = replies_of(log, benchmark, (mode, count), chosen)
+        right = replies_of(baseline, benchmark, (mode, count), chosen)
         if left and right:
             modes[mode], draws[mode] = paired_results(benchmark, left, right)
     mismatched = len(common) - len(same)
@@ -97,11 +97,14 @@ def contents_of(log: Path) -> dict[str, str]:
     return {sample.row.id: sample.content for sample in read_samples(log)}
 
 
-def replies_of(log: Path, mode: str, count: int, rows: Collection[str]) -> list[ScoredReply]:
-    """The first samples of rows in one mode."""
+def replies_of(
+    log: Path, benchmark: Benchmark, part: tuple[str, int], rows: Collection[str]
+) -> list[ScoredReply]:
+    """The first samples of rows in one mode, given with their number."""
+    mode, count = part
     return [
         sample.scored()
-        for sample in read_samples(log)
+        for sample in read_samples(log, benchmark.rules)
         if sample.mode == mode and sample.sample < count and sample.row.id in rows
     ]
 

@@ -69,7 +69,7 @@ def inspect_log(log: Path, mode: str) -> dict[str, Any]:
     """One mode of a log of samples, as plain values of Inspect's `EvalLog`."""
     header = read_header(log)
     benchmark = find_benchmarks([header["task"]])[0]
-    samples = [sample for sample in read_samples(log) if sample.mode == mode]
+    samples = [s for s in read_samples(log, benchmark.rules) if s.mode == mode]
     created = datetime.fromtimestamp(log.stat().st_mtime, UTC).isoformat(timespec="seconds")
     model = f"vistill/{Path(header['model']).name}"
     epochs = 1 + max((sample.sample for sample in samples), default=0)
@@ -163,7 +163,12 @@ def inspect_sample(sample: Sample, model: str, created: str) -> dict[str, Any]:
             "time": sample.seconds,
         },
         "scores": {name: score_of(verdict) for name, verdict in sample.verdicts.items()},
-        "metadata": {**row.facts, "group": row.group, "pictures": list(sample.pictures)},
+        "metadata": {
+            **row.facts,
+            "group": row.group,
+            "pictures": list(sample.pictures),
+            **({} if sample.signals is None else {"signals": dict(sample.signals)}),
+        },
         "started_at": created,
         "completed_at": created,
         "total_time": sample.seconds,

@@ -14,7 +14,7 @@ from vistill.answers.extract import Take
 from vistill.answers.math_process import MathJudge
 from vistill.answers.verdict import Verdict
 from vistill.errors import ConfigError
-from vistill.evaluation.benchmarks.benchmark import Benchmark
+from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.judge_prompts import NONE, WITHOUT_JUDGE, JudgePrompt, prompt_for
 from vistill.evaluation.benchmarks.judge_server import NONSENSE, JudgeFailure, JudgeServer
 from vistill.evaluation.benchmarks.sample_log import Sample, verdict_dict
@@ -158,7 +158,7 @@ class LMJudge:
         verdicts = {}
         for name, rule in benchmark.rules.items():
             if prompt.is_extraction:
-                text = "" if word.casefold() == NONE else f"The answer is \\boxed{{{word}}}."
+                text = "" if word.casefold() == NONE else reply_of(word, sample.row)
                 verdict = replace(rule(text, sample.row, *how), rule=prompt.name)
             else:
                 is_right = word.casefold() in ("yes", "correct")
@@ -179,6 +179,12 @@ class LMJudge:
             "from_file": self.cached,
             "limit": server.limit,
         }
+
+
+def reply_of(word: str, row: BenchmarkRow) -> str:
+    """A reply that gives what a judge extracted, in forms that every rule of a benchmark reads."""
+    is_letter = bool(row.choices) and len(word) == 1 and word.isalpha()
+    return f"({word})\n\\boxed{{{word}}}" if is_letter else f"The answer is \\boxed{{{word}}}."
 
 
 def failure_code(record: Mapping[str, Any], prompt: JudgePrompt, sample: Sample) -> str:

@@ -1,6 +1,6 @@
 """MathVision: problems of mathematics competitions by level and subject."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +8,8 @@ from vistill.evaluation.benchmarks import mathvision_official
 from vistill.evaluation.benchmarks.benchmark import (
     Benchmark,
     BenchmarkRow,
-    ScoredReply,
-    Units,
+    accuracy_and_official,
     by_checker,
-    row_units,
 )
 from vistill.evaluation.benchmarks.wording import PLAIN, lines, one_picture, option_lines
 
@@ -45,11 +43,6 @@ def same_as_letters(row: BenchmarkRow) -> bool:
     return all(text == chr(ord("A") + i) for i, text in enumerate(row.choices))
 
 
-def score(replies: Sequence[ScoredReply]) -> Units:
-    """`accuracy` by the rule `auto`, and by the authors' rule (`official`)."""
-    return {"accuracy": row_units(replies, "auto"), "official": row_units(replies, "official")}
-
-
 BENCHMARK = Benchmark(
     name="mathvision",
     title="MathVision test",
@@ -58,7 +51,7 @@ BENCHMARK = Benchmark(
     from_hub=from_hub,
     prompt=prompt,
     rules={"auto": by_checker("auto"), "official": mathvision_official.judge},
-    score=score,
+    score=accuracy_and_official,
     categories=("subject", "level"),
     licence="MIT: evaluation",
     source="arXiv 2402.14804; github.com/mathllm/MATH-V",

@@ -6,7 +6,14 @@ from typing import Any
 
 from vistill.data.gold import read_options
 from vistill.data.stored_text import collection_in_text
-from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, by_checker
+from vistill.evaluation.benchmarks import mmmu_official
+from vistill.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    BenchmarkRow,
+    accuracy,
+    accuracy_and_official,
+    by_checker,
+)
 from vistill.evaluation.benchmarks.wording import (
     DIRECT_LETTER,
     LAST_LINE,
@@ -58,11 +65,12 @@ BENCHMARK = Benchmark(
     hub="lmms-lab/MMMU[validation]",
     from_hub=from_hub,
     prompt=prompt,
-    rules={"auto": by_checker("auto")},
+    rules={"auto": by_checker("auto"), "official": mmmu_official.judge},
+    score=accuracy_and_official,
     categories=("subject", "type"),
     licence="Apache-2.0: evaluation",
     source="arXiv 2311.16502; github.com/MMMU-Benchmark/MMMU",
-    note="A reply without an answer is wrong; the authors' rule guesses an option at random.",
+    note="A reply without an option is wrong by both rules; the authors choose one at random.",
 )
 PRO = replace(
     BENCHMARK,
@@ -72,6 +80,7 @@ PRO = replace(
     hub="MMMU/MMMU_Pro:standard (4 options)[test]",
     prompt=pro_prompt,
     rules={"choice": by_checker("choice")},
+    score=accuracy,
     categories=("subject",),
     source="arXiv 2409.02813",
     note="",

@@ -29,14 +29,14 @@ JUDGES = ("vistill", "math-verify")
 
 
 def logs_of(path: Path) -> list[Path]:
-    """A log, or the logs of a run folder.
+    """A log, or the logs of a run folder or of a folder that `vistill rescore --out` wrote.
 
     Raises:
         StorageError: S605, there is none.
     """
     if path.is_file():
         return [path]
-    logs = sorted((path / "samples").glob("*.*.jsonl"))
+    logs = sorted((path / "samples").glob("*.*.jsonl")) or sorted(path.glob("*.*.jsonl"))
     if not logs:
         raise StorageError(
             "S605",
@@ -78,6 +78,8 @@ def renew_log(
 ) -> int:
     """Judge stored responses again whose row changed, or all if another version judged them.
 
+    A response without the verdict of a rule is judged again too.
+
     The log is replaced as a whole, so a process that is killed leaves the old or the new one.
 
     Args:
@@ -96,7 +98,8 @@ def renew_log(
 
     def is_old(sample: Sample) -> bool:
         row = rows.get(sample.row.id, sample.row)
-        return is_other or judged_facts(row) != judged_facts(sample.row)
+        lacks_rule = not benchmark.rules.keys() <= sample.verdicts.keys()
+        return is_other or lacks_rule or judged_facts(row) != judged_facts(sample.row)
 
     count = sum(map(is_old, read_samples(log)))
     if not count:

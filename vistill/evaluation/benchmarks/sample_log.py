@@ -6,13 +6,13 @@ Each line says everything that a rule needs, so `vistill rescore` judges it agai
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vistill.answers.verdict import Verdict
-from vistill.errors import ConfigError, StorageError, quote_setting
+from vistill.errors import ConfigError, StorageError, quote_command, quote_setting
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply
 from vistill.runs.storage import append_line, read_lines
 from vistill.types import Finish, Rollout
@@ -161,18 +161,23 @@ def check_log(path: Path) -> None:
         )
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
+def read_samples(path: Path, rules: Collection[str] = ()) -> Iterator[Sample]:
     """The samples of a log, one at a time.
 
+    Args:
+        path: of the log.
+        rules: whose verdicts will be read of each sample.
+
     Raises:
-        StorageError: S605, the file is no log of this version, or a line cannot be read.
+        StorageError: S605, the file is no log of this version, a line cannot be read, or it has no
+            verdict of a rule, because the version that judged it did not have that rule.
     """
     check_log(path)
     for number, record in enumerate(read_lines(path), 1):
         if "log" in record or FAILURE in record:
             continue
         try:
-            yield sample_of(record)
+            sample = sample_of(record)
         except (KeyError, TypeError) as error:
             raise StorageError(
                 "S605",
@@ -181,6 +186,21 @@ def read_samples(path: Path) -> Iterator[Sample]:
                 why=f"it changed after it was written: {error!r}",
                 fix="remove the line; what is missing is asked again",
             ) from error
+        check_verdicts(path, sample, rules)
+        yield sample
+
+
+def check_verdicts(path: Path, sample: Sample, rules: Collection[str]) -> None:
+    """S605 for a sample without the verdict of a rule."""
+    missing = [rule for rule in rules if rule not in sample.verdicts]
+    if missing:
+        raise StorageError(
+            "S605",
+            f"{path.name} has no verdict of the rule {missing[0]}",
+            where=str(path.parent),
+            why="another version of vistill judged it",
+            fix=f"{quote_command('vistill', 'rescore', path)} --out judged-again",
+        )
 
 
 def open_log(path: Path, facts: Mapping[str, Any]) -> None:

@@ -59,8 +59,8 @@ class ReaderProbe:
 
     @property
     def vlm(self) -> VLM:
-        """The model."""
-        return self.models.reader(self.role)
+        """The model with an exact head: a rounded one has a test of its own (`head_error`)."""
+        return replace(self.models.reader(self.role), head_precision="fp32")
 
     @property
     def bound(self) -> float:

@@ -264,16 +264,16 @@ RUN_CHECKS: tuple[StartCheck, ...] = (
         TRAINING_PURPOSES,
     ),
     StartCheck(
+        "teacher's server",
+        "a server that scores as the teacher serves it",
+        check_teacher_server,
+        ("train", "check"),
+    ),
+    StartCheck(
         "memory",
         "one prompt with one response fits into memory",
         check_memory,
         TRAINING_PURPOSES,
         phase="measuring memory",
-    ),
-    StartCheck(
-        "teacher's server",
-        "a server that scores as the teacher serves it",
-        check_teacher_server,
-        ("train", "check"),
     ),
 )
