@@ -58,3 +58,12 @@ def a_greedy_protocol_of_a_harness_gets_samples(place):
 def the_folder_of_a_harness_exists(place):
     place.line = f"{HARNESS} --tasks ai2d"
     assert place.type(place.line).error is None
+
+
+@situation("S605")
+def a_log_has_no_verdict_of_a_rule(place):
+    """As a version wrote it that did not have the rule."""
+    start_rescore(place)
+    log = place.folder / LOG
+    log.write_text(log.read_text().replace('"choice": {', '"other": {'))
+    place.line = "vistill export läufe/bank --inspect --to viewer"
