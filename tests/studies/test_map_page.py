@@ -26,6 +26,7 @@ def write_cell(folder, name, gain):
 
 @pytest.fixture
 def own_files(monkeypatch, tmp_path):
+    """Page, figure and results of the test, so that those of the project stay as they are."""
     page = tmp_path / "results.md"
     page.write_text(f"before\n{map_page.BEGIN}\nstale\n{map_page.END}\nafter\n")
     for name, path in (("PAGE", page), ("FIGURE", tmp_path / "f.svg"), ("RESULTS", tmp_path / "r")):
