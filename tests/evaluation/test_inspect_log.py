@@ -55,6 +55,8 @@ def test_samples_and_metrics_are_written_as_inspect_reads_them(tmp_path, capsys)
     assert [one["scores"]["choice"]["value"] for one in (right, wrong)] == ["C", "I"]
     assert right["messages"][-1]["content"] == right["output"]["completion"] == "B"
     assert wrong["output"]["choices"][0]["stop_reason"] == "max_tokens"
+    assert right["model_usage"] == {"vistill/m": right["output"]["usage"]}
+    assert right["output"]["usage"]["output_tokens"] == 3
     assert (right["target"], right["choices"], right["epoch"]) == ("B", ["red", "blue"], 1)
 
 

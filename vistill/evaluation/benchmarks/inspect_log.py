@@ -147,6 +147,7 @@ def inspect_sample(sample: Sample, model: str, created: str) -> dict[str, Any]:
     answer = {"role": "assistant", "content": sample.response, "source": "generate"}
     answer["model"] = model
     stop = STOPS.get(sample.finish, "unknown")
+    usage = {"input_tokens": 0, "output_tokens": sample.tokens, "total_tokens": sample.tokens}
     return {
         "id": row.id,
         "epoch": sample.sample + 1,
@@ -158,10 +159,10 @@ def inspect_sample(sample: Sample, model: str, created: str) -> dict[str, Any]:
             "model": model,
             "choices": [{"message": answer, "stop_reason": stop}],
             "completion": sample.response,
-            "usage": {"input_tokens": 0, "output_tokens": sample.tokens,
-                      "total_tokens": sample.tokens},
+            "usage": usage,
             "time": sample.seconds,
         },
+        "model_usage": {model: usage},
         "scores": {name: score_of(verdict) for name, verdict in sample.verdicts.items()},
         "metadata": {
             **row.facts,
@@ -172,7 +173,7 @@ def inspect_sample(sample: Sample, model: str, created: str) -> dict[str, Any]:
         "started_at": created,
         "completed_at": created,
         "total_time": sample.seconds,
-    }  # fmt: skip
+    }
 
 
 def score_of(verdict: Any) -> dict[str, Any]:
