@@ -286,3 +286,14 @@ def test_what_a_judge_extracts_is_read_by_every_rule_of_a_benchmark(tmp_path, ca
         "accuracy": 1.0,
         "official": 1.0,
     }
+
+
+def test_a_small_letter_of_the_judge_is_read_by_every_rule(tmp_path, capsys):
+    row = {"answer": "B", "choices": ("a vase", "a bowl")}
+    log = write_log(tmp_path, "mmmu", ("It is a bowl.",), **row)
+    with stub_judge(lambda text, n: "b") as server:
+        _, task, _ = rescore(capsys, log, server)
+    (mode,) = task["modes"].values()
+    assert {name: one["value"] for name, one in mode["metrics"].items()} == {
+        "accuracy": 1.0, "official": 1.0,
+    }  # fmt: skip

@@ -164,8 +164,8 @@ def read_plain_row(raw: Mapping[str, Any]) -> BenchmarkRow:
     """A row in our form: id, images, question, answer, choices, group, extra."""
     extra = raw.get("extra") or {}
     facts = {name: str(value) for name, value in extra.items() if isinstance(value, str | int)}
-    answer = raw.get("answer")
-    golds = tuple(map(str, answer)) if isinstance(answer, list) else str(answer or "")
+    answer = raw["answer"]
+    golds = tuple(map(str, answer)) if isinstance(answer, list) else str(answer)
     return BenchmarkRow(
         id=str(raw["id"]),
         question=str(raw["question"]),

@@ -184,7 +184,8 @@ class LMJudge:
 def reply_of(word: str, row: BenchmarkRow) -> str:
     """A reply that gives what a judge extracted, in forms that every rule of a benchmark reads."""
     is_letter = bool(row.choices) and len(word) == 1 and word.isalpha()
-    return f"({word})\n\\boxed{{{word}}}" if is_letter else f"The answer is \\boxed{{{word}}}."
+    letter = word.upper()  # MMMU's own rule reads no small letters
+    return f"({letter})\n\\boxed{{{letter}}}" if is_letter else f"The answer is \\boxed{{{word}}}."
 
 
 def failure_code(record: Mapping[str, Any], prompt: JudgePrompt, sample: Sample) -> str:
