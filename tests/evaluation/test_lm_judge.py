@@ -11,8 +11,10 @@ from vistill.cli.main import entry
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.judge_prompts import JUDGED, prompt_for
+from vistill.evaluation.benchmarks.results import task_lines
 from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, read_samples
 
+CHARTQA = BENCHMARKS["chartqa"]
 KEY = "sk-vistill-test-0123456789"
 
 
@@ -297,3 +299,17 @@ def test_a_small_letter_of_the_judge_is_read_by_every_rule(tmp_path, capsys):
     assert {name: one["value"] for name, one in mode["metrics"].items()} == {
         "accuracy": 1.0, "official": 1.0,
     }  # fmt: skip
+
+
+def test_a_judge_that_names_no_answer_has_no_majority(tmp_path, capsys):
+    log = write_log(tmp_path, replies=("It is 4.", "It is 5.", "It is 6."))
+    head, *lines = map(json.loads, log.read_text().splitlines())
+    head["asked"] = {"rows": 1, "samples": {"sampled": 3}}
+    same = {"row": "r0", "mode": "sampled"}
+    lines = [head, *({**line, **same, "sample": i} for i, line in enumerate(lines))]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with stub_judge(says_four) as server:
+        _, task, _ = rescore(capsys, log, server, "--reduce", "pass@k,majority")
+    mode = task["modes"]["sampled"]
+    assert (list(mode["reduced"]), list(mode["not_reduced"])) == (["pass@3"], ["majority"])
+    assert any("majority: none, the judge" in line for line in task_lines(CHARTQA, task))

@@ -47,6 +47,8 @@ class ScoredReply:
     tokens: int = 0
     extracted: str | None = None
     """The answer that the first rule read."""
+    form: str | None = ""
+    """Its normal form, such as the letter of an option; None if nothing read an answer."""
 
     @property
     def main(self) -> float:

@@ -17,7 +17,7 @@ from vistill.errors import ConfigError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.judge_prompts import NONE, WITHOUT_JUDGE, JudgePrompt, prompt_for
 from vistill.evaluation.benchmarks.judge_server import NONSENSE, JudgeFailure, JudgeServer
-from vistill.evaluation.benchmarks.sample_log import Sample, verdict_dict
+from vistill.evaluation.benchmarks.sample_log import FORM, Sample, verdict_dict
 from vistill.redaction import mask_secrets
 from vistill.runs.storage import append_line, read_lines
 
@@ -165,6 +165,8 @@ class LMJudge:
                 reason = "" if is_right else f"the judge says {word.casefold()}"
                 verdict = Verdict(word, is_right, prompt.name, reason=reason)
             verdicts[name] = {**verdict_dict(verdict), "checker": self.name}
+            if prompt.names_no_answer:
+                verdicts[name][FORM] = None
         return replace(sample, verdicts=verdicts)
 
     def facts(self) -> dict[str, Any]:
