@@ -10,6 +10,7 @@ from judge_stub import own_machine, stub_judge
 from vistill.cli.main import entry
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
+from vistill.evaluation.benchmarks.comparing import compare_models
 from vistill.evaluation.benchmarks.judge_prompts import JUDGED, prompt_for
 from vistill.evaluation.benchmarks.results import task_lines
 from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, read_samples
@@ -313,3 +314,26 @@ def test_a_judge_that_names_no_answer_has_no_majority(tmp_path, capsys):
     mode = task["modes"]["sampled"]
     assert (list(mode["reduced"]), list(mode["not_reduced"])) == (["pass@3"], ["majority"])
     assert any("majority: none, the judge" in line for line in task_lines(CHARTQA, task))
+
+
+def test_differences_of_models_are_of_the_verdicts_of_the_judge(tmp_path, capsys):
+    logs = [write_log(tmp_path / name, replies=("It is 4.", reply))
+            for name, reply in (("first", "It is 5."), ("second", "It is 4!"))]  # fmt: skip
+    results = {}
+    with stub_judge(says_four) as server:
+        for log in logs:
+            task = rescore(capsys, log, server)[1]
+            facts = {"protocol": "official", "changed": {}, "data": "", "missing": {}}
+            results[log.parent.parent.name] = {**facts, "tasks": {"chartqa": task}}
+        asked = len(server.requests)
+        pair = compare_models(results)["pairs"]["second"]["tasks"]["chartqa"]
+        assert len(server.requests) == asked
+    one = pair["modes"]["greedy"]["metrics"]["accuracy"]
+    assert (one["first"], one["second"], one["value"], one["units"]) == (1.0, 0.5, 0.5, 2)
+    assert pair["settings_differ"] == {}
+    own = {**results["second"]["tasks"]["chartqa"], "rule": "relaxed"}
+    del own["judge"]
+    results["second"]["tasks"] = {"chartqa": own}
+    pair = compare_models(results)["pairs"]["second"]["tasks"]["chartqa"]
+    assert pair["modes"]["greedy"]["metrics"]["accuracy"]["first"] == 0
+    assert pair["settings_differ"] == {"rule of chartqa": ["relaxed", "judge:richter"]}

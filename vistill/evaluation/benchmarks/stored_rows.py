@@ -45,15 +45,18 @@ def decoded(name: str, value: Any) -> Any:
         listed = collection_in_text(value)
         return listed if isinstance(listed, list) else [value]
     if name in MAPPINGS and isinstance(value, str):
-        mapping = collection_in_text(value)
-        if isinstance(mapping, Mapping):
-            return mapping
-        if value.strip() not in EMPTY:
-            raise row_error(f"{name} is no mapping: {value!r:.60}", 'write it as {"name": "value"}')
-        return {}
+        return mapping_in_text(name, value)
     if name in GOLDS and isinstance(value, str) and value.strip().startswith(STARTS):
         return collection_in_text(value)
     return str(value) if name in TEXTS and isinstance(value, int | float) else value
+
+
+def mapping_in_text(name: str, text: str) -> Mapping[str, Any]:
+    """The mapping that a text spells (D104 if it spells none)."""
+    mapping = {} if text.strip() in EMPTY else collection_in_text(text)
+    if not isinstance(mapping, Mapping):
+        raise row_error(f"{name} is no mapping: {text!r:.60}", 'write it as {"name": "value"}')
+    return mapping
 
 
 def check_row(benchmark: str, row: BenchmarkRow) -> None:
