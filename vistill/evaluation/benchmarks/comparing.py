@@ -46,7 +46,7 @@ def compare_models(
                 logs = [Path(one["log"]) for one in sides]
                 judges = [one.get("judge", {}).get("model", "") for one in sides]
                 chosen = None if rows is None else rows.get(task)
-                tasks[task], draws[task] = compare_logs(task, *logs, chosen, judges)
+                tasks[task], draws[task] = compare_logs(task, logs[0], logs[1], chosen, judges)
                 if sides[0]["rule"] != sides[1]["rule"]:
                     own = [one["rule"] for one in sides]
                     tasks[task]["settings_differ"][f"rule of {task}"] = own
