@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vistill.answers.math_process import shared_judge
 from vistill.errors import ConfigError
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow, ScoredReply
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, Column, Suite
@@ -26,7 +27,8 @@ from vistill.evaluation.benchmarks.reducers import (
     reduced_scores,
 )
 from vistill.evaluation.benchmarks.results import Wanted, task_results
-from vistill.evaluation.benchmarks.sample_log import Sample
+from vistill.evaluation.benchmarks.sample_log import Sample, verdict_dict
+from vistill.evaluation.benchmarks.sample_log import sample_of as read_line
 
 AI2D = BENCHMARKS["ai2d"]
 
@@ -88,6 +90,31 @@ def test_the_majority_is_of_answers_as_read_and_ties_go_to_the_first():
     assert majority(silent).main == 1
     assert majority([reply("a", 0, 0, "1"), reply("a", 1, 1, "X y"), *silent]).extracted == "X y"
     assert majority([reply("a", 1, 1, None), reply("a", 0, 0, None)]).main == 0
+
+
+def judged_reply(number, text, row):
+    """A scored reply as a log has it: judged by the rule of the benchmark, written and read."""
+    benchmark = BENCHMARKS["mmmu"]
+    verdicts = {
+        name: verdict_dict(rule(text, row, "last", shared_judge()))
+        for name, rule in benchmark.rules.items()
+    }
+    sample = sample_of("a", "sampled", number, False, row=row, response=text, verdicts=verdicts)
+    return read_line(json.loads(json.dumps(sample.to_dict()))).scored()
+
+
+@pytest.mark.parametrize(
+    ("texts", "gold", "choices"),
+    [
+        (("A", "(B)", "The answer is B.", "A", "a bowl"), "B", ("a vase", "a bowl")),
+        (("\\boxed{3}", "\\boxed{\\frac{1}{2}}", "\\boxed{0.50}", "\\boxed{3}", "0.5"), "0.5", ()),
+    ],
+)
+def test_the_majority_counts_an_answer_in_all_its_forms(texts, gold, choices):
+    row = BenchmarkRow("a", "?", answer=gold, choices=choices)
+    replies = [judged_reply(number, text, row) for number, text in enumerate(texts)]
+    assert [reply.main for reply in replies] == [0, 1, 1, 0, 1]
+    assert majority(replies).main == 1
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,7 @@ def test_mmmus_own_rule_gives_every_verdict_and_letter_of_the_authors(shared_dat
         ("The total is 12 cm. Thus it could be 7.", (), "12 cm", False),
         ("The total is 12 cm\nThus it could be 7.", (), "12 cm", True),
         ("It is a.", (), "b", False),
+        ("7\nso :'", (), "7", False),
     ],
 )
 def test_mmmus_own_rule_by_hand(reply, options, gold, is_right):

@@ -95,3 +95,13 @@ def test_a_log_without_the_verdict_of_a_rule_is_judged_again_by_its_fix(tmp_path
     (file,) = (tmp_path / "out").iterdir()
     (score,) = json.loads(file.read_text())["results"]["scores"]
     assert score["metrics"]["official"]["value"] == 1.0
+
+
+def test_a_blind_mode_is_a_file_that_the_viewer_lists(tmp_path, capsys):
+    log = write_log(tmp_path, "mmstar", ("B",), answer="B", choices=("red", "blue"))
+    log.write_text(log.read_text().replace('"greedy"', '"greedy/text_only"'))
+    code, shown = export(capsys, log, "--inspect", "--to", tmp_path / "out")
+    assert code == 0, shown.err
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.is_file()
+    assert NAME.fullmatch(file.name)

@@ -10,9 +10,12 @@ from judge_stub import own_machine, stub_judge
 from vistill.cli.main import entry
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
+from vistill.evaluation.benchmarks.comparing import compare_models
 from vistill.evaluation.benchmarks.judge_prompts import JUDGED, prompt_for
+from vistill.evaluation.benchmarks.results import task_lines
 from vistill.evaluation.benchmarks.sample_log import KIND, VERSION, Sample, read_samples
 
+CHARTQA = BENCHMARKS["chartqa"]
 KEY = "sk-vistill-test-0123456789"
 
 
@@ -286,3 +289,51 @@ def test_what_a_judge_extracts_is_read_by_every_rule_of_a_benchmark(tmp_path, ca
         "accuracy": 1.0,
         "official": 1.0,
     }
+
+
+def test_a_small_letter_of_the_judge_is_read_by_every_rule(tmp_path, capsys):
+    row = {"answer": "B", "choices": ("a vase", "a bowl")}
+    log = write_log(tmp_path, "mmmu", ("It is a bowl.",), **row)
+    with stub_judge(lambda text, n: "b") as server:
+        _, task, _ = rescore(capsys, log, server)
+    (mode,) = task["modes"].values()
+    assert {name: one["value"] for name, one in mode["metrics"].items()} == {
+        "accuracy": 1.0, "official": 1.0,
+    }  # fmt: skip
+
+
+def test_a_judge_that_names_no_answer_has_no_majority(tmp_path, capsys):
+    log = write_log(tmp_path, replies=("It is 4.", "It is 5.", "It is 6."))
+    head, *lines = map(json.loads, log.read_text().splitlines())
+    head["asked"] = {"rows": 1, "samples": {"sampled": 3}}
+    same = {"row": "r0", "mode": "sampled"}
+    lines = [head, *({**line, **same, "sample": i} for i, line in enumerate(lines))]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with stub_judge(says_four) as server:
+        _, task, _ = rescore(capsys, log, server, "--reduce", "pass@k,majority")
+    mode = task["modes"]["sampled"]
+    assert (list(mode["reduced"]), list(mode["not_reduced"])) == (["pass@3"], ["majority"])
+    assert any("majority: none, the judge" in line for line in task_lines(CHARTQA, task))
+
+
+def test_differences_of_models_are_of_the_verdicts_of_the_judge(tmp_path, capsys):
+    logs = [write_log(tmp_path / name, replies=("It is 4.", reply))
+            for name, reply in (("first", "It is 5."), ("second", "It is 4!"))]  # fmt: skip
+    results = {}
+    with stub_judge(says_four) as server:
+        for log in logs:
+            task = rescore(capsys, log, server)[1]
+            facts = {"protocol": "official", "changed": {}, "data": "", "missing": {}}
+            results[log.parent.parent.name] = {**facts, "tasks": {"chartqa": task}}
+        asked = len(server.requests)
+        pair = compare_models(results)["pairs"]["second"]["tasks"]["chartqa"]
+        assert len(server.requests) == asked
+    one = pair["modes"]["greedy"]["metrics"]["accuracy"]
+    assert (one["first"], one["second"], one["value"], one["units"]) == (1.0, 0.5, 0.5, 2)
+    assert pair["settings_differ"] == {}
+    own = {**results["second"]["tasks"]["chartqa"], "rule": "relaxed"}
+    del own["judge"]
+    results["second"]["tasks"] = {"chartqa": own}
+    pair = compare_models(results)["pairs"]["second"]["tasks"]["chartqa"]
+    assert pair["modes"]["greedy"]["metrics"]["accuracy"]["first"] == 0
+    assert pair["settings_differ"] == {"rule of chartqa": ["relaxed", "judge:richter"]}

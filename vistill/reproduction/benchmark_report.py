@@ -50,6 +50,14 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results if is_benchmarks else {}
 
 
+def use_own_logs(folder: Path, results: dict[str, Any]) -> None:
+    """Name the logs of a folder as they lie there now: it may have been moved or copied."""
+    depth = 4 if "models" in results else 2  # RUN/models/NAME/samples/LOG, or RUN/samples/LOG
+    for one in results.get("models", {"": results}).values():
+        for task in one["tasks"].values():
+            task["log"] = str(folder.joinpath(*Path(task["log"]).parts[-depth:]))
+
+
 def report_benchmarks(folders: Sequence[Path], out: Path) -> Path | None:
     """Write the page of benchmark runs; None if they are not all such.
 
@@ -58,6 +66,8 @@ def report_benchmarks(folders: Sequence[Path], out: Path) -> Path | None:
     read = [read_results(folder) for folder in folders]
     if not all(read):
         return None
+    for folder, results in zip(folders, read, strict=True):
+        use_own_logs(folder, results)
     if len(read) == 1:
         return write_benchmark_report(read[0], out)
     models: dict[str, Any] = {}

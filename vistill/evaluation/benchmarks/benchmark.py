@@ -47,6 +47,8 @@ class ScoredReply:
     tokens: int = 0
     extracted: str | None = None
     """The answer that the first rule read."""
+    form: str | None = ""
+    """Its normal form, such as the letter of an option; None if nothing read an answer."""
 
     @property
     def main(self) -> float:
@@ -164,8 +166,8 @@ def read_plain_row(raw: Mapping[str, Any]) -> BenchmarkRow:
     """A row in our form: id, images, question, answer, choices, group, extra."""
     extra = raw.get("extra") or {}
     facts = {name: str(value) for name, value in extra.items() if isinstance(value, str | int)}
-    answer = raw.get("answer")
-    golds = tuple(map(str, answer)) if isinstance(answer, list) else str(answer or "")
+    answer = raw["answer"]
+    golds = tuple(map(str, answer)) if isinstance(answer, list) else str(answer)
     return BenchmarkRow(
         id=str(raw["id"]),
         question=str(raw["question"]),

@@ -8,6 +8,7 @@ import numpy as np
 
 from vistill.evaluation.benchmarks.benchmark import Benchmark, ScoredReply
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, SUITES, Suite
+from vistill.evaluation.benchmarks.lm_judge import with_kept_verdicts
 from vistill.evaluation.benchmarks.pairs import Difference, interval_of, paired_results
 from vistill.evaluation.benchmarks.results import (
     is_partial,
@@ -41,9 +42,14 @@ def compare_models(
         draws: dict[str, dict[str, dict[str, Difference]]] = {}
         for task in results[name]["tasks"]:
             if task in first["tasks"]:
-                logs = [Path(one["tasks"][task]["log"]) for one in (results[name], first)]
+                sides = [results[name]["tasks"][task], first["tasks"][task]]
+                logs = [Path(one["log"]) for one in sides]
+                judges = [one.get("judge", {}).get("model", "") for one in sides]
                 chosen = None if rows is None else rows.get(task)
-                tasks[task], draws[task] = compare_logs(task, logs[0], logs[1], chosen)
+                tasks[task], draws[task] = compare_logs(task, logs[0], logs[1], chosen, judges)
+                if sides[0]["rule"] != sides[1]["rule"]:
+                    own = [one["rule"] for one in sides]
+                    tasks[task]["settings_differ"][f"rule of {task}"] = own
         compared = {}
         if "suite" in results[name] and "suite" in first:
             suite = SUITES[results[name]["suite"]["name"]]
@@ -62,11 +68,22 @@ def compare_models(
 
 
 def compare_logs(
-    task: str, log: Path, baseline: Path, rows: Collection[str] | None
+    task: str,
+    log: Path,
+    baseline: Path,
+    rows: Collection[str] | None,
+    judges: Sequence[str] = ("", ""),
 ) -> tuple[dict[str, Any], dict[str, dict[str, Difference]]]:
     """The differences of one benchmark by mode, on the rows and samples that both logs have.
 
     A row that was asked in other words or with another picture is counted in `mismatched`.
+
+    Args:
+        task: the benchmark.
+        log: of the model.
+        baseline: of the first model.
+        rows: that count; None takes all.
+        judges: models whose kept verdicts count on each side; empty takes those of the log.
     """
     benchmark = BENCHMARKS[task]
     contents, others = contents_of(log), contents_of(baseline)
@@ -79,8 +96,8 @@ def compare_logs(
     draws: dict[str, dict[str, Difference]] = {}
     for mode in (mode for mode in counts[0] if mode in counts[1]):
         count = min(counts[0][mode], counts[1][mode])
-        left = replies_of(log, benchmark, (mode, count), chosen)
-        right = replies_of(baseline, benchmark, (mode, count), chosen)
+        left = replies_of(log, benchmark, (mode, count), chosen, judges[0])
+        right = replies_of(baseline, benchmark, (mode, count), chosen, judges[1])
         if left and right:
             modes[mode], draws[mode] = paired_results(benchmark, left, right)
     mismatched = len(common) - len(same)
@@ -98,15 +115,20 @@ def contents_of(log: Path) -> dict[str, str]:
 
 
 def replies_of(
-    log: Path, benchmark: Benchmark, part: tuple[str, int], rows: Collection[str]
+    log: Path,
+    benchmark: Benchmark,
+    part: tuple[str, int],
+    rows: Collection[str],
+    judge: str = "",
 ) -> list[ScoredReply]:
     """The first samples of rows in one mode, given with their number."""
     mode, count = part
-    return [
-        sample.scored()
+    samples = (
+        sample
         for sample in read_samples(log, benchmark.rules)
         if sample.mode == mode and sample.sample < count and sample.row.id in rows
-    ]
+    )
+    return [one.scored() for one in with_kept_verdicts(samples, benchmark, log, judge)]
 
 
 def compare_suite(

@@ -5,6 +5,7 @@ by hash, because a log of samples has no pixels.
 """
 
 import hashlib
+import re
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_inspect_logs(logs: list[Path], to: Path) -> list[Path]:
         for mode in modes_of(log):
             record = inspect_log(log, mode)
             time = record["eval"]["created"].replace(":", "-")
-            title = f"{log.name.removesuffix('.jsonl')}-{mode}".replace(".", "-").replace("_", "-")
+            title = re.sub("[._/]", "-", f"{log.name.removesuffix('.jsonl')}-{mode}")
             file = to / f"{time}_{title}_{record['eval']['task_id']}.json"
             check_new(file)
             write_json(file, record)

@@ -38,6 +38,11 @@ class JudgePrompt:
     is_extraction: bool = False
     """Whether the answer is that of the reply, which the benchmark's rule then compares."""
 
+    @property
+    def names_no_answer(self) -> bool:
+        """Whether it says that a reply is right or wrong, and not what the reply answers."""
+        return self is EQUALITY
+
     def text(self, row: BenchmarkRow, reply: str) -> str:
         """The message to the judge.
 

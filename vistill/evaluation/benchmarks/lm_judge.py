@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vistill.answers.extract import Take
-from vistill.answers.math_process import MathJudge
+from vistill.answers.math_process import MathJudge, shared_judge
 from vistill.answers.verdict import Verdict
 from vistill.errors import ConfigError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.judge_prompts import NONE, WITHOUT_JUDGE, JudgePrompt, prompt_for
 from vistill.evaluation.benchmarks.judge_server import NONSENSE, JudgeFailure, JudgeServer
-from vistill.evaluation.benchmarks.sample_log import Sample, verdict_dict
+from vistill.evaluation.benchmarks.sample_log import FORM, Sample, read_header, verdict_dict
 from vistill.redaction import mask_secrets
 from vistill.runs.storage import append_line, read_lines
 
@@ -25,6 +25,8 @@ from vistill.runs.storage import append_line, read_lines
 CACHE = "judge.jsonl"
 #: Requests at the same time, and samples that are prepared together.
 THREADS, CHUNK = 8, 64
+#: The server of a judge whose kept verdicts are read and that is not asked.
+NOWHERE = "http://localhost"
 #: Marks a verdict that is none; the value is the code.
 FAILED = "failed"
 
@@ -165,6 +167,8 @@ class LMJudge:
                 reason = "" if is_right else f"the judge says {word.casefold()}"
                 verdict = Verdict(word, is_right, prompt.name, reason=reason)
             verdicts[name] = {**verdict_dict(verdict), "checker": self.name}
+            if prompt.names_no_answer:
+                verdicts[name][FORM] = None
         return replace(sample, verdicts=verdicts)
 
     def facts(self) -> dict[str, Any]:
@@ -184,7 +188,8 @@ class LMJudge:
 def reply_of(word: str, row: BenchmarkRow) -> str:
     """A reply that gives what a judge extracted, in forms that every rule of a benchmark reads."""
     is_letter = bool(row.choices) and len(word) == 1 and word.isalpha()
-    return f"({word})\n\\boxed{{{word}}}" if is_letter else f"The answer is \\boxed{{{word}}}."
+    letter = word.upper()  # MMMU's own rule reads no small letters
+    return f"({letter})\n\\boxed{{{letter}}}" if is_letter else f"The answer is \\boxed{{{word}}}."
 
 
 def failure_code(record: Mapping[str, Any], prompt: JudgePrompt, sample: Sample) -> str:
@@ -222,6 +227,27 @@ def judged_samples(
     """The samples with a verdict: of a judge if there is one, else as they are."""
     own = samples if lm is None else lm.judged(benchmark, samples, *how)
     return without_failed(own, failures)
+
+
+def with_kept_verdicts(
+    samples: Iterable[Sample], benchmark: Benchmark, log: Path, model: str
+) -> Iterator[Sample]:
+    """The samples of a log with the verdicts that a judge gave; those without one are left out.
+
+    Nothing is asked: the verdicts are those of `judge.jsonl` next to the log.
+
+    Args:
+        samples: of the log.
+        benchmark: its rules.
+        log: of samples.
+        model: the judge; empty takes the verdicts of the log.
+    """
+    if not model:
+        yield from samples
+        return
+    lm = LMJudge(JudgeServer(NOWHERE, model, limit=0), JudgeCache(log.parent / CACHE))
+    how: tuple[Take, MathJudge] = read_header(log)["take"], shared_judge()
+    yield from judged_samples(lm, benchmark, samples, how, Counter())
 
 
 def judge_results(lm: LMJudge | None, failures: Mapping[str, int]) -> dict[str, Any]:

@@ -29,10 +29,11 @@ PICTURES = tuple(f"image_{i}" for i in range(1, 8))
 
 def from_hub(raw: Mapping[str, Any]) -> BenchmarkRow:
     """A row of MMMU (merged subjects) or MMMU-Pro."""
-    choices = read_options(raw.get("options"), "")
+    choices = read_options(raw["options"], "")
     text = lines(str(raw["question"]), *choices)
-    answer = collection_in_text(str(raw["answer"]))
-    golds = tuple(map(str, answer)) if isinstance(answer, list) else str(raw["answer"])
+    stored = raw["answer"]
+    answer = stored if isinstance(stored, list) else collection_in_text(str(stored))
+    golds = tuple(map(str, answer)) if isinstance(answer, list) else str(stored)
     name = str(raw["id"])
     subject = raw.get("subject") or name.split("_", 1)[-1].rpartition("_")[0]
     return BenchmarkRow(

@@ -67,7 +67,7 @@ def key_phrases(reply: str) -> list[str]:
         for tail in tails:
             if not shortest or len(tail) < len(shortest):
                 shortest = tail
-        if shortest and shortest not in ENDS:
+        if shortest and shortest not in tuple(ENDS):
             phrases.append(shortest)
     return phrases or [text]
 

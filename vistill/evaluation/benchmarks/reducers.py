@@ -3,16 +3,17 @@
 The mean is what every metric is. `pass@k` is unbiased: the chance that k of the n samples, drawn
 without replacement, have a right one, 1 - C(n - c, k) / C(n, k) with c right samples (arXiv
 2107.03374). `majority` takes the answer that most samples commit to; of answers with equally many
-samples the one that came first.
+samples the one that came first. Answers are equal if their normal forms are, or their numbers.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vistill.answers.values import parse_value
 from vistill.errors import ConfigError, closest, in_place_of
 from vistill.evaluation.benchmarks.benchmark import Benchmark, ScoredReply, Unit
 from vistill.evaluation.benchmarks.scores import score_units
@@ -82,7 +83,8 @@ def reduced_scores(
     """The scores of one mode by reducer, with k in the name: `pass@8`, `majority@8`.
 
     `pass@k` has one value per row (`rows`) by the rule that decides, over the rows that count.
-    `majority` has every metric of the benchmark, on one reply per row.
+    `majority` has every metric of the benchmark, on one reply per row; it is left out where a
+    judge says whether a reply is right and not what it answers.
 
     Args:
         benchmark: its metrics.
@@ -101,11 +103,16 @@ def reduced_scores(
             units = [pass_unit(part, k) for part in counted if len(part) >= k]
             scores = score_units({"rows": units})
             reduced[f"pass@{k}"] = {name: score.to_dict() for name, score in scores.items()}
-        elif reducer.kind == MAJORITY:
+        elif reducer.kind == MAJORITY and not lacks_answers(replies):
             chosen = [majority(part) for part in by_row.values()]
             scores = score_units(benchmark.score(chosen), benchmark.means)
             reduced[f"majority@{count}"] = {name: s.to_dict() for name, s in scores.items()}
     return reduced
+
+
+def lacks_answers(replies: Sequence[ScoredReply]) -> bool:
+    """Whether a judge decided without an answer, so that there is nothing to count."""
+    return any(reply.form is None for reply in replies)
 
 
 def pass_unit(samples: Sequence[ScoredReply], k: int) -> Unit:
@@ -122,8 +129,9 @@ def pass_at(n: int, right: int, k: int) -> float:
 def majority(samples: Sequence[ScoredReply]) -> ScoredReply:
     """The first reply with the answer that most samples have, as sample 0.
 
-    Replies that commit to nothing do not vote, unless all are such. Answers are compared as the
-    checker read them, without regard to case and white space.
+    Replies that commit to nothing do not vote, unless all are such. Answers are compared in the
+    normal form of the checker (`(B)` and `B. 40` are B) or as numbers with their units (`1/2` is
+    0.5), without regard to case and white space.
     """
     ordered = sorted(samples, key=lambda reply: reply.sample)
     votes = [(answer_key(reply), reply) for reply in ordered]
@@ -138,11 +146,11 @@ def answer_key(reply: ScoredReply) -> str | None:
     """The answer of a reply as votes count it; None without one."""
     if reply.unparsed or reply.extracted is None:
         return None
-    return " ".join(reply.extracted.split()).casefold()
+    value = parse_value(reply.form or reply.extracted)
+    text = value.form if value.number is None else f"{value.number} {value.unit}"
+    return " ".join(text.split()).casefold()
 
 
 def numbered(reply: ScoredReply) -> ScoredReply:
     """The reply as sample 0, so that the rows of a group belong together."""
-    return ScoredReply(
-        reply.row, 0, reply.credit, reply.unparsed, reply.truncated, reply.tokens, reply.extracted
-    )
+    return replace(reply, sample=0)

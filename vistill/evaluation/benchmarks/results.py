@@ -1,6 +1,6 @@
 """The results of benchmarks as plain values, as a table and as CSV."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,12 @@ from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow, Sco
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS, Suite
 from vistill.evaluation.benchmarks.pairs import paired_results
 from vistill.evaluation.benchmarks.protocols import GREEDY, decoding_of, view_of
-from vistill.evaluation.benchmarks.reducers import Reducer, reduced_scores
+from vistill.evaluation.benchmarks.reducers import (
+    MAJORITY,
+    Reducer,
+    lacks_answers,
+    reduced_scores,
+)
 from vistill.evaluation.benchmarks.sample_log import Sample
 from vistill.evaluation.benchmarks.sample_signals import SIGNAL, SignalMeans, signal_lines
 from vistill.evaluation.benchmarks.scores import score_benchmark
@@ -76,6 +81,7 @@ def task_results(
             **score_benchmark(benchmark, part),
             "seconds": seconds[mode] / max(1, len(part)),
             "reduced": reduced_scores(benchmark, part, counts[mode], wanted.reducers),
+            **not_reduced(part, wanted.reducers),
             **signals[mode].results(),
         }
         for mode, part in replies.items()
@@ -101,6 +107,15 @@ def task_results(
         "failed": [],
         "modes": modes,
     }
+
+
+def not_reduced(
+    replies: Sequence[ScoredReply], reducers: Sequence[Reducer]
+) -> dict[str, dict[str, str]]:
+    """The reducers that were asked for and have no value, with the reason."""
+    is_asked = any(reducer.kind == MAJORITY for reducer in reducers)
+    reason = "the judge says right or wrong, and not what a reply answers"
+    return {"not_reduced": {MAJORITY: reason}} if is_asked and lacks_answers(replies) else {}
 
 
 def mode_label(mode: str, count: int) -> str:
@@ -173,6 +188,7 @@ def task_lines(benchmark: Benchmark, task: Mapping[str, Any]) -> list[str]:
         for reducer, scores in mode.get("reduced", {}).items():
             name = benchmark.headline if benchmark.headline in scores else "rows"
             head.append(score_line(f"{reducer} {name}", scores[name], 4))
+        head += [f"    {name}: none, {why}" for name, why in mode.get("not_reduced", {}).items()]
         gaps = mode.get("gap", {}).get("metrics", {})
         if benchmark.headline in gaps:
             name = f"gap of {benchmark.headline}"

@@ -21,6 +21,8 @@ from vistill.types import Finish, Rollout
 KIND, VERSION = "vistill samples", 1
 #: The key of a line about a sample that has no response.
 FAILURE = "failure"
+#: The key of the normal form of an answer, where it is not the answer itself.
+FORM = "form"
 #: Facts that may differ between two starts that continue one log.
 NOT_COMPARED = ("model", "versions", "source", "title", "asked")
 
@@ -81,14 +83,18 @@ class Sample:
         first = next(iter(self.verdicts.values()))
         is_cut = self.finish == Finish.LENGTH
         unparsed, extracted = bool(first["unparsed"]), first.get("extracted")
-        return ScoredReply(self.row, self.sample, credit, unparsed, is_cut, self.tokens, extracted)
+        form = first.get(FORM, extracted or "")
+        own = self.row, self.sample, credit, unparsed, is_cut, self.tokens, extracted, form
+        return ScoredReply(*own)
 
 
 def verdict_dict(verdict: Verdict) -> dict[str, Any]:
     """A verdict as the log has it."""
     values = verdict.to_dict()
     kept = ("correct", "extracted", "rule", "reason", "unparsed", "checker", "score")
-    return {name: values[name] for name in kept if name in values}
+    own = {name: values[name] for name in kept if name in values}
+    is_other = verdict.reply_form and verdict.reply_form != verdict.extracted
+    return {**own, FORM: verdict.reply_form} if is_other else own
 
 
 def new_sample(

@@ -14,6 +14,7 @@ from vistill.data.sources import read_source
 from vistill.errors import DataError, MissingExtraError
 from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 from vistill.evaluation.benchmarks.protocols import Protocol
+from vistill.evaluation.benchmarks.stored_rows import check_row, decoded_cells
 from vistill.types import Prompt
 
 SUFFIXES = (".jsonl", ".parquet", ".json", ".csv", ".tsv", ".jsonl.gz")
@@ -108,7 +109,10 @@ def read_row(
 ) -> BenchmarkRow | None:
     """A row, or None after it was counted among the failed ones (D101 for a missing column)."""
     try:
-        return benchmark.read_row(raw)
+        values = decoded_cells(raw)
+        row = benchmark.read_row(values)
+        check_row(benchmark.name, row)
+        return row
     except KeyError as error:
         raise DataError(
             "D101",
@@ -118,7 +122,7 @@ def read_row(
             fix="write the rows in the columns that docs/benchmarks.md names, or in our form: id, "
             "images, question, answer, choices, group, extra",
         ) from error
-    except (DataError, TypeError, ValueError) as error:
+    except (DataError, AttributeError, IndexError, TypeError, ValueError) as error:
         failed.append(failure(where, error))
         return None
 
