@@ -213,7 +213,8 @@ def test_an_engine_that_draws_ahead_writes_the_same_responses(teacher, prompts, 
 def test_a_temperature_by_which_no_logit_can_be_divided_is_refused(settings, temperature):
     with pytest.raises(ConfigError, match=r"0 or a number, at least 1e-30") as caught:
         settings(temperature=temperature)
-    assert caught.value.code == "C002" and "temperature=0" in str(caught.value.fix)
+    assert caught.value.code == "C002"
+    assert "temperature=0" in str(caught.value.fix)
     assert settings(temperature=0).temperature == 0
 
 
