@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from vistill.errors import ConfigError
+from vistill.evaluation.settings import EvalSettings
 from vistill.rollouts.engine import RolloutRequest, Sampling
 from vistill.rollouts.hf import HFEngine, to_rollout
 from vistill.rollouts.keyed_noise import GeneratorSampler, mask_outside_nucleus, rollout_seed
+from vistill.rollouts.samplers import SAMPLERS
+from vistill.rollouts.settings import SMALLEST_TEMPERATURE, RolloutSettings
 from vistill.rollouts.shared import SharedEngine
 from vistill.types import Finish
 
@@ -202,3 +206,21 @@ def test_an_engine_that_draws_ahead_writes_the_same_responses(teacher, prompts, 
     expected = ids(SharedEngine(teacher).generate(requests(teacher, prompts[:3]), SAMPLING))
     draw_ahead(monkeypatch)
     assert ids(SharedEngine(teacher).generate(requests(teacher, prompts[:3]), SAMPLING)) == expected
+
+
+@pytest.mark.parametrize("settings", [RolloutSettings, EvalSettings])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-39, SMALLEST_TEMPERATURE / 2])
+def test_a_temperature_by_which_no_logit_can_be_divided_is_refused(settings, temperature):
+    with pytest.raises(ConfigError, match=r"0 or a number, at least 1e-30") as caught:
+        settings(temperature=temperature)
+    assert caught.value.code == "C002"
+    assert "temperature=0" in str(caught.value.fix)
+    assert settings(temperature=0).temperature == 0
+
+
+@pytest.mark.parametrize("noise", SAMPLERS)
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_smallest_temperature_gives_the_likeliest_token(noise, top_p):
+    logits = torch.tensor([[40.0, -60.0, 41.0, 0.5], [-90.0, -91.0, -95.0, -92.0]])
+    sampler = SAMPLERS[noise]([1, 2], SMALLEST_TEMPERATURE, top_p, [], 4)
+    assert sampler.choose(logits).tolist() == [2, 0]

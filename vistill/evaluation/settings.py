@@ -7,7 +7,7 @@ from typing import Literal
 from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, ranged
 from vistill.registry import checkers, tasks
-from vistill.rollouts.settings import NoiseName
+from vistill.rollouts.settings import NoiseName, check_temperature
 
 
 @with_python_fixes
@@ -93,6 +93,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_temperature(self.temperature)
         if self.checker == "answers":  # the name of `auto` in earlier versions
             object.__setattr__(self, "checker", "auto")
         checkers.require("checker", self.checker)

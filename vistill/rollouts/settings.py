@@ -4,10 +4,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vistill.python_fixes import with_python_fixes
-from vistill.ranges import check_ranges, ranged
+from vistill.ranges import check_ranges, fits, misfit, ranged
 from vistill.registry import engines
 
 NoiseName = Literal["generator", "counter"]
+#: Below this a logit over the temperature is infinite in float32, and the choice is arbitrary.
+SMALLEST_TEMPERATURE = 1e-30
+
+
+def check_temperature(value: float) -> None:
+    """C002 for a sampling temperature above 0 by which float32 logits cannot be divided."""
+    schema = {"anyOf": [{"enum": [0]}, {"type": "number", "minimum": SMALLEST_TEMPERATURE}]}
+    if not fits(schema, value):
+        raise misfit("temperature", value, schema, 0)
 
 
 @with_python_fixes
@@ -104,6 +113,7 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_temperature(self.temperature)
         engines.require("engine", self.engine)
 
     def of_trained_student(self) -> "RolloutSettings":
