@@ -38,11 +38,11 @@ TICK = 10
 
 def read_cell(name: str, folder: Path) -> dict[str, Any]:
     """What is stored of a finished cell."""
-    found = json.loads((folder / name / "compare.json").read_text())
+    record = json.loads((folder / name / "compare.json").read_text())
     return {
         "what": asdict(CELLS[name]),
-        "notes": found["notes"],
-        "runs": [{key: run[key] for key in KEPT} for run in found["runs"]],
+        "notes": record["notes"],
+        "runs": [{key: run[key] for key in KEPT} for run in record["runs"]],
     }
 
 
@@ -87,8 +87,8 @@ def difference_lines(results: Mapping[str, Any]) -> Iterator[str]:
     for name, cell in results.items():
         words = [f"`{name}`"]
         for arm, base, _ in SHOWN:
-            found = differences(cell, arm, base)
-            facts, values = crossed_statistics(found), found.values()
+            by_run = differences(cell, arm, base)
+            facts, values = crossed_statistics(by_run), by_run.values()
             spread = f"{min(values):+.1f} to {max(values):+.1f}"
             words.append(f"**{facts.mean:+.1f}** ({spread}), {facts.ahead} of {facts.runs}")
         yield f"| {' | '.join(words)} |"

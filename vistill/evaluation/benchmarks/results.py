@@ -80,8 +80,7 @@ def task_results(
             "label": mode_label(mode, counts[mode]),
             **score_benchmark(benchmark, part),
             "seconds": seconds[mode] / max(1, len(part)),
-            "reduced": reduced_scores(benchmark, part, counts[mode], wanted.reducers),
-            **not_reduced(part, wanted.reducers),
+            **reductions(benchmark, part, counts[mode], wanted.reducers),
             **signals[mode].results(),
         }
         for mode, part in replies.items()
@@ -109,13 +108,15 @@ def task_results(
     }
 
 
-def not_reduced(
-    replies: Sequence[ScoredReply], reducers: Sequence[Reducer]
-) -> dict[str, dict[str, str]]:
-    """The reducers that were asked for and have no value, with the reason."""
-    is_asked = any(reducer.kind == MAJORITY for reducer in reducers)
-    reason = "the judge says right or wrong, and not what a reply answers"
-    return {"not_reduced": {MAJORITY: reason}} if is_asked and lacks_answers(replies) else {}
+def reductions(
+    benchmark: Benchmark, replies: Sequence[ScoredReply], count: int, reducers: Sequence[Reducer]
+) -> dict[str, Any]:
+    """The values of the reducers, and those that have none with the reason."""
+    facts: dict[str, Any] = {"reduced": reduced_scores(benchmark, replies, count, reducers)}
+    if any(reducer.kind == MAJORITY for reducer in reducers) and lacks_answers(replies):
+        reason = "the judge says right or wrong, and not what a reply answers"
+        facts["not_reduced"] = {MAJORITY: reason}
+    return facts
 
 
 def mode_label(mode: str, count: int) -> str:
