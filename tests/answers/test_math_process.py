@@ -51,12 +51,20 @@ def test_it_restarts_after_a_crash_between_two_questions(math):
 
 
 class Poisoned(MathJudge):
-    """Its process is killed at every question about poison."""
+    """Its process has been killed when a question about poison is sent."""
+
+    is_poison = False
 
     def _ask(self, gold, answer, patience):
-        if gold == "poison":
-            os.kill(self._start().pid, signal.SIGKILL)
+        self.is_poison = gold == "poison"
         return super()._ask(gold, answer, patience)
+
+    def _start(self):
+        process = super()._start()
+        if self.is_poison:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()  # else a slow machine sends the question to the next process
+        return process
 
 
 def test_a_question_that_ends_the_process_twice_is_wrong_and_counted():

@@ -65,6 +65,8 @@ def test_options_as_text_are_options_and_not_letters(name, tmp_path):
         ({"answer": "C"}, "the gold answer is C, and the row has 2 options"),
         ({"question": None}, "there is no question"),
         ({"question": " "}, "there is no question"),
+        ({"images": []}, "there is no picture"),
+        ({"images": [None, None]}, "there is no picture"),
         ({"choices": "a vase"}, "the choices are not a list of texts: 'a vase'"),
         ({"extra": "Art"}, "extra is no mapping: 'Art'"),
         ({"extra": ["Art"]}, "'list' object has no attribute 'items'"),
@@ -113,3 +115,13 @@ def test_questions_of_mmmu_without_the_column_of_options_are_not_open_ones(tmp_p
     with pytest.raises(DataError) as error:
         read(tmp_path / "other", "mmmu", [plain])
     assert error.value.code == "D101"
+
+
+def test_a_row_without_its_picture_is_counted_where_the_benchmark_has_one(tmp_path):
+    raw = ROWS["ai2d"][0]
+    part = read(tmp_path, "ai2d", [raw, {**raw, "image": None}])
+    assert (len(part.rows), [one["what"] for one in part.failed]) == (1, ["there is no picture"])
+    verse = ROWS["mathverse"][0] | {"problem_version": "Text Only", "image": None}
+    (tmp_path / "other").mkdir()
+    part = read(tmp_path / "other", "mathverse", [verse, {**verse, "sample_index": "x1"}])
+    assert (len(part.rows), part.failed) == (2, [])

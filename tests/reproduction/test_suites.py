@@ -62,7 +62,7 @@ def test_a_tiny_table_shows_the_values_of_its_suite_and_asks_nothing_again(
     (tmp_path / "sets/ocrbench").mkdir(parents=True)
     Image.new("RGB", (32, 32), (9, 90, 200)).save(tmp_path / "sets/ocrbench/a.png")
     row = {"dataset": "IIIT5K", "question": "What is written?", "question_type": "Text",
-           "answer": ["", "1"], "image": "a.png"}  # fmt: skip
+           "answer": ["0", "1"], "image": "a.png"}  # fmt: skip
     (tmp_path / "sets/ocrbench/data.jsonl").write_text(json.dumps(row) + "\n")
     words = ["reproduce", "va_opd-1", *SHORT, "--data", "sets", "--json"]
     for _ in range(2):

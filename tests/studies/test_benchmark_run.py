@@ -372,15 +372,23 @@ def test_the_shipped_student_answers_every_real_set_that_has_pictures(
 @pytest.mark.more
 def test_signals_are_logged_averaged_resumed_and_shown(tmp_path, capsys):
     sets, run = write_sets(tmp_path / "sets"), tmp_path / "run"
-    rows = [json.loads(line) for line in (sets / "ai2d" / "data.jsonl").read_text().splitlines()]
-    rows[0]["image"] = None  # a question without a picture
+    versions = ["Text Only", *["Vision Dominant"] * 3]
+    rows = [
+        {"id": f"r{n}", "images": ["bild.png"] * (version != "Text Only"), "choices": None,
+         "question": f"How long is {n}?", "answer": str(n), "group": f"g{n}",
+         "extra": {"problem_version": version, "question_type": "free-form", "subject": "S",
+                   "subfield": "F"}}
+        for n, version in enumerate(versions)
+    ]  # fmt: skip
+    (sets / "mathverse").mkdir()
+    (sets / "ai2d" / "bild.png").rename(sets / "mathverse" / "bild.png")
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (sets / "ai2d" / "data.jsonl").write_text(text)
+    (sets / "mathverse" / "data.jsonl").write_text(text)
     words = command(sets, run, "--blind", "eval.signals=true")
-    words[words.index("wemath,ai2d")] = "ai2d"
+    words[words.index("wemath,ai2d")] = "mathverse"
     code, shown, err = run_verb(capsys, *words)
     assert code == 0, err
-    log = run / "samples" / "ai2d.va_opd.jsonl"
+    log = run / "samples" / "mathverse.va_opd.jsonl"
     samples = list(read_samples(log))
     assert len(samples) == 4 * 2 + 2 * 3 * 2
     for sample in samples:
@@ -388,7 +396,7 @@ def test_signals_are_logged_averaged_resumed_and_shown(tmp_path, capsys):
         has_full_picture = sample.mode == "sampled" and bool(sample.pictures)
         assert (sample.signals["visual_advantage"] is not None) == has_full_picture
         assert (sample.signals["visual_dependency"] is not None) == has_full_picture
-    modes = json.loads((run / "results.json").read_text())["tasks"]["ai2d"]["modes"]
+    modes = json.loads((run / "results.json").read_text())["tasks"]["mathverse"]["modes"]
     signals = modes["sampled"]["signals"]
     values = [s.signals["visual_advantage"] for s in samples
               if s.signals["visual_advantage"] is not None]  # fmt: skip
@@ -399,7 +407,7 @@ def test_signals_are_logged_averaged_resumed_and_shown(tmp_path, capsys):
     assert "no visual signals for 2 responses written without a full picture" in shown
     assert set(modes["sampled/text_only"]["signals"]["means"]) == {"log_prob", "entropy"}
     csv = (run / "results.csv").read_text()
-    assert "ai2d,va_opd,sampled,,visual_advantage," in csv
+    assert "mathverse,va_opd,sampled,,visual_advantage," in csv
     page = (run / "report.html").read_text()
     assert "<h3>Signals</h3>" in page
     assert "visual_dependency" in page

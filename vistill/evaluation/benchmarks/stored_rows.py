@@ -55,26 +55,33 @@ def mapping_in_text(name: str, text: str) -> Mapping[str, Any]:
     """The mapping that a text spells (D104 if it spells none)."""
     mapping = {} if text.strip() in EMPTY else collection_in_text(text)
     if not isinstance(mapping, Mapping):
-        raise row_error(f"{name} is no mapping: {text!r:.60}", 'write it as {"name": "value"}')
+        raise unusable_row(f"{name} is no mapping: {text!r:.60}", 'write it as {"name": "value"}')
     return mapping
 
 
 def check_row(benchmark: str, row: BenchmarkRow) -> None:
-    """D104 for a row without a question or a gold answer, and for a gold letter of no option."""
+    """D104 for a row without question, picture or gold answer, and for a letter of no option."""
     if not row.question.strip() and benchmark not in ASKED_IN_PICTURES:
-        raise row_error("there is no question", "write the question")
+        raise unusable_row("there is no question", "write the question")
+    if all(image is None for image in row.images) and not is_text_row(row):
+        raise unusable_row("there is no picture", "write the picture, or leave the row out")
     golds = row.answer if isinstance(row.answer, tuple) else (row.answer,)
     if not golds or any(not gold.strip() for gold in golds):
-        raise row_error("there is no gold answer", "write the answer, or leave the row out")
+        raise unusable_row("there is no gold answer", "write the answer, or leave the row out")
     for gold in golds if row.choices else ():
         if gold in row.choices:
             continue
         is_letter = len(gold) == 1 and "A" <= gold <= "Z"
         if gold == HIDDEN or (is_letter and ord(gold) - ord("A") >= len(row.choices)):
             what = f"the gold answer is {gold}, and the row has {len(row.choices)} options"
-            raise row_error(what, "take a split whose answers are published, or correct the row")
+            raise unusable_row(what, "take a split whose answers are published, or correct the row")
 
 
-def row_error(what: str, fix: str) -> DataError:
+def is_text_row(row: BenchmarkRow) -> bool:
+    """Whether a row has no picture by its benchmark: MathVerse's text version, HallusionBench."""
+    return row.facts.get("version") == "Text Only" or row.facts.get("has_figure") == "False"
+
+
+def unusable_row(what: str, fix: str) -> DataError:
     """D104 for a row of a benchmark."""
     return DataError("D104", what, why="a score on such a row would say nothing", fix=fix)
