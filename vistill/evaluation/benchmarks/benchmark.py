@@ -144,6 +144,10 @@ class Benchmark:
     """Whether a row of the source belongs to the benchmark; others are left out."""
     is_counted: Callable[[BenchmarkRow], bool] = lambda row: True
     """Whether a row is one of `rows`; others are asked and reported apart."""
+    has_no_picture: Callable[[BenchmarkRow], bool] = lambda row: False
+    """Whether the benchmark itself has a row without a picture; any other such row is unusable."""
+    asks_in_pictures: bool = False
+    """Whether the picture of a row may hold its question."""
     note: str = ""
     """What a reader of the numbers must know."""
     may_train: bool = False

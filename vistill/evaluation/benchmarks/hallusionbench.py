@@ -93,6 +93,7 @@ BENCHMARK = Benchmark(
     headline="mean",
     categories=("category", "subcategory"),
     is_asked=lambda row: row.facts["has_figure"] == "True",
+    has_no_picture=lambda row: row.facts["has_figure"] == "False",
     licence="BSD-3-Clause: evaluation",
     source="arXiv 2310.14566; github.com/tianyi-lab/HallusionBench",
     note="Only rows with a figure: the set has 178 more without one."

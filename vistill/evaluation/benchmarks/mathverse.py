@@ -116,6 +116,8 @@ BENCHMARK = Benchmark(
     from_hub=from_hub,
     from_folder=from_folder,
     prompt=prompt,
+    has_no_picture=lambda row: row.facts["version"] == TEXT_ONLY,
+    asks_in_pictures=True,
     rules={"auto": by_checker("auto")},
     score=score,
     headline="overall",

@@ -111,7 +111,7 @@ def read_row(
     try:
         values = decoded_cells(raw)
         row = benchmark.read_row(values)
-        check_row(benchmark.name, row)
+        check_row(benchmark, row)
         return row
     except KeyError as error:
         raise DataError(

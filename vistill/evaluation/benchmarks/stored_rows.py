@@ -9,7 +9,7 @@ from typing import Any
 from vistill.data.gold import is_missing, read_options
 from vistill.data.stored_text import STARTS, collection_in_text
 from vistill.errors import DataError
-from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
+from vistill.evaluation.benchmarks.benchmark import Benchmark, BenchmarkRow
 
 #: Columns with options, with pictures, and with mappings, in our form or in that of a hub.
 OPTIONS = ("choices", "options", "answers")
@@ -20,8 +20,6 @@ GOLDS = ("answer", "Correct Answer", "correct_answer", "groundtruth", "gt_answer
 TEXTS = (*GOLDS, "id", "group", "question", "Question", "problem", "text")
 #: Texts of a mapping that holds nothing.
 EMPTY = ("", "{}")
-#: Benchmarks with questions that are in their pictures alone.
-ASKED_IN_PICTURES = ("mathverse",)
 #: What stands for a gold answer that is not published (MMMU's test split).
 HIDDEN = "?"
 
@@ -59,11 +57,11 @@ def mapping_in_text(name: str, text: str) -> Mapping[str, Any]:
     return mapping
 
 
-def check_row(benchmark: str, row: BenchmarkRow) -> None:
+def check_row(benchmark: Benchmark, row: BenchmarkRow) -> None:
     """D104 for a row without question, picture or gold answer, and for a letter of no option."""
-    if not row.question.strip() and benchmark not in ASKED_IN_PICTURES:
+    if not row.question.strip() and not benchmark.asks_in_pictures:
         raise unusable_row("there is no question", "write the question")
-    if all(image is None for image in row.images) and not is_text_row(row):
+    if all(image is None for image in row.images) and not benchmark.has_no_picture(row):
         raise unusable_row("there is no picture", "write the picture, or leave the row out")
     golds = row.answer if isinstance(row.answer, tuple) else (row.answer,)
     if not golds or any(not gold.strip() for gold in golds):
@@ -75,11 +73,6 @@ def check_row(benchmark: str, row: BenchmarkRow) -> None:
         if gold == HIDDEN or (is_letter and ord(gold) - ord("A") >= len(row.choices)):
             what = f"the gold answer is {gold}, and the row has {len(row.choices)} options"
             raise unusable_row(what, "take a split whose answers are published, or correct the row")
-
-
-def is_text_row(row: BenchmarkRow) -> bool:
-    """Whether a row has no picture by its benchmark: MathVerse's text version, HallusionBench."""
-    return row.facts.get("version") == "Text Only" or row.facts.get("has_figure") == "False"
 
 
 def unusable_row(what: str, fix: str) -> DataError:
