@@ -6,6 +6,8 @@ Processor seconds of one thread, best of several; `auto` without math-verify.
 import json
 import tempfile
 import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 from task_inputs import key, made_mmstar
@@ -13,6 +15,7 @@ from task_inputs import key, made_mmstar
 from vistill.answers import normalise, values
 from vistill.answers.checkers import auto
 from vistill.answers.math_process import shared_judge
+from vistill.answers.verdict import Verdict
 from vistill.evaluation.benchmarks.benchmark import BenchmarkRow
 from vistill.evaluation.benchmarks.catalogue import BENCHMARKS
 from vistill.evaluation.benchmarks.results import task_results
@@ -106,7 +109,31 @@ def scoring_rows(row):
         begin = clock()
         score_samples(task)
         rows.append(row(f"score_1000_{name}_samples_seconds", clock() - begin, "s", about))
+    few, many = scoring_peak(8), scoring_peak(32)
+    about = (
+        f"500 rows, 8 and 32 samples each: {few / 1e6:.1f} and {many / 1e6:.1f} MB; texts not kept"
+    )
+    rows.append(row("score_bytes_per_sample", (many - few) / (500 * 24), "bytes", about))
     return rows
+
+
+def scoring_peak(count):
+    """Peak of the memory of metrics and intervals of 500 rows with so many samples each, in bytes."""
+    one, reply = choice_sample(0)
+    verdicts = {"choice": Verdict("B", True)}
+    samples = (
+        replace(
+            new_sample((replace(one, id=str(number)), "", "?"), [], "sampled",
+                       (Rollout((1,), sample, Finish.STOP), reply * 10, 0.0), verdicts),
+        )
+        for number in range(500)
+        for sample in range(count)
+    )  # fmt: skip
+    tracemalloc.start()
+    task_results(BENCHMARKS["mmstar"], samples, {"sampled": count})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
 
 
 def score_samples(task):
