@@ -118,7 +118,7 @@ def scoring_rows(row):
 
 
 def scoring_peak(count):
-    """Peak of the memory of metrics and intervals of 500 rows with so many samples each, in bytes."""
+    """Peak memory in bytes of the metrics of 500 rows with so many samples each."""
     one, reply = choice_sample(0)
     verdicts = {"choice": Verdict("B", True)}
     samples = (
