@@ -122,10 +122,8 @@ def scoring_peak(count):
     one, reply = choice_sample(0)
     verdicts = {"choice": Verdict("B", True)}
     samples = (
-        replace(
-            new_sample((replace(one, id=str(number)), "", "?"), [], "sampled",
-                       (Rollout((1,), sample, Finish.STOP), reply * 10, 0.0), verdicts),
-        )
+        new_sample((replace(one, id=str(number)), "", "?"), [], "sampled",
+                   (Rollout((1,), sample, Finish.STOP), reply * 10, 0.0), verdicts)
         for number in range(500)
         for sample in range(count)
     )  # fmt: skip
