@@ -31,7 +31,10 @@ SHOWN = (
     ("grounded_opd", "opd", "#D55E00"),
     ("grounded_opd", "va_opd", "#CC79A7"),
 )
-KEPT = ("arm", "seed", "student", "teacher", "rate", "before", "accuracy", "greedy", "compute")
+KEPT = (
+    "arm", "seed", "student", "teacher", "rate", "before",
+    "accuracy", "accuracy_equal_compute", "greedy", "compute",
+)  # fmt: skip
 WIDTH, LEFT, RIGHT, TOP, ROW, STEP = 900, 170, 20, 70, 74, 15
 TICK = 10
 

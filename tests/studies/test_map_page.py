@@ -17,7 +17,8 @@ def write_cell(folder, name, gain):
     keys = [(s, a) for s in range(2) for a in range(len(ARMS))]
     runs = [
         {"arm": ARMS[a], "seed": s, "student": s, "teacher": 0, "rate": 3e-4, "before": 0.25,
-         "accuracy": 0.5 + gain * a + 0.01 * s, "greedy": 0.75, "compute": 1.0, "updates": 64}
+         "accuracy": 0.5 + gain * a + 0.01 * s, "accuracy_equal_compute": 0.5, "greedy": 0.75,
+         "compute": 1.0, "updates": 64}
         for s, a in keys
     ]  # fmt: skip
     (folder / name).mkdir(parents=True)
