@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from map import CELLS
+from map import CELLS, VARIANTS
 
 from vistill.evaluation.crossed import Crossed, crossed_statistics
 
@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "map.json"
 PAGE, FIGURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "map.svg"
 BEGIN, END = "<!-- map: python benchmarks/map_page.py -->", "<!-- end of the map -->"
+VARIANTS_BEGIN = "<!-- variants: python benchmarks/map_page.py -->"
+VARIANTS_END = "<!-- end of the variants -->"
 #: What is shown of each cell: arm, the arm it is compared with, and its colour (Okabe and Ito).
 SHOWN = (
     ("va_opd", "opd", "#0072B2"),
@@ -89,12 +91,31 @@ def difference_lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield "|---" * (1 + len(SHOWN)) + "|"
     for name, cell in results.items():
         words = [f"`{name}`"]
-        for arm, base, _ in SHOWN:
-            by_run = differences(cell, arm, base)
-            facts, values = crossed_statistics(by_run), by_run.values()
-            spread = f"{min(values):+.1f} to {max(values):+.1f}"
-            words.append(f"**{facts.mean:+.1f}** ({spread}), {facts.ahead} of {facts.runs}")
+        words += [short_difference(differences(cell, arm, base)) for arm, base, _ in SHOWN]
         yield f"| {' | '.join(words)} |"
+
+
+def variant_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Variants of `grounded_opd`: accuracy, and paired differences to it and to `opd`."""
+    yield "| cell | arm | T = 1 (greedy) | minus `opd` | minus `va_opd` | minus `grounded_opd` |"
+    yield "|---" * 6 + "|"
+    for name, cell in results.items():
+        present = {run["arm"] for run in cell["runs"]}
+        for arm in ("grounded_opd", *(arm for arm in VARIANTS if arm in present)):
+            mean = f"{mean_of(cell, arm, 'accuracy')} ({mean_of(cell, arm, 'greedy')})"
+            words = [f"`{name}`", f"`{arm}`", mean]
+            words += [
+                short_difference(differences(cell, arm, base)) if arm != base else "-"
+                for base in ("opd", "va_opd", "grounded_opd")
+            ]
+            yield f"| {' | '.join(words)} |"
+
+
+def short_difference(by_run: Crossed) -> str:
+    """A mean difference, the range of its runs, and in how many it is positive."""
+    facts, values = crossed_statistics(by_run), by_run.values()
+    spread = f"{min(values):+.1f} to {max(values):+.1f}"
+    return f"**{facts.mean:+.1f}** ({spread}), {facts.ahead} of {facts.runs}"
 
 
 def figure(results: Mapping[str, Any]) -> str:
@@ -149,14 +170,21 @@ def frame(low: float, high: float, height: int, x: Any) -> Iterator[str]:
         yield f'<text x="{x(tick):.1f}" y="{TOP - 6}" text-anchor="middle">{words}</text>'
 
 
-def write(results: Mapping[str, Any]) -> None:
-    """The table between the marks of the page, and the figure."""
+def write_between(begin: str, end: str, body: str) -> None:
+    """Replace what stands between two marks of the page."""
     text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    PAGE.write_text(f"{text.split(begin)[0]}{begin}\n\n{body}\n\n{end}{text.split(end)[1]}")
+
+
+def write(results: Mapping[str, Any]) -> None:
+    """The tables between the marks of the page, and the figure."""
     missing = [f"`{n}`" for n, cell in CELLS.items() if n not in results and not cell.held_back]
     rest = ["", f"Not run yet: {', '.join(missing)}."] if missing else []
     tables = "\n".join([*difference_lines(results), "", *accuracy_lines(results), *rest])
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+    write_between(BEGIN, END, tables)
+    varied = {n: c for n, c in results.items() if any(r["arm"] in VARIANTS for r in c["runs"])}
+    lines = variant_lines(varied) if varied else ["Not run yet."]
+    write_between(VARIANTS_BEGIN, VARIANTS_END, "\n".join(lines))
     FIGURE.write_text(figure(results))
 
 

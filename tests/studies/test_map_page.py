@@ -12,11 +12,11 @@ import map_page
 ARMS = ("opd", "va_opd", "va_rollouts", "grounded_opd")
 
 
-def write_cell(folder, name, gain):
+def write_cell(folder, name, gain, arms=ARMS):
     """A cell in which every arm is `gain` ahead of the one before it, on two students."""
-    keys = [(s, a) for s in range(2) for a in range(len(ARMS))]
+    keys = [(s, a) for s in range(2) for a in range(len(arms))]
     runs = [
-        {"arm": ARMS[a], "seed": s, "student": s, "teacher": 0, "rate": 3e-4, "before": 0.25,
+        {"arm": arms[a], "seed": s, "student": s, "teacher": 0, "rate": 3e-4, "before": 0.25,
          "accuracy": 0.5 + gain * a + 0.01 * s, "accuracy_equal_compute": 0.5, "greedy": 0.75,
          "compute": 1.0, "updates": 64}
         for s, a in keys
@@ -29,7 +29,10 @@ def write_cell(folder, name, gain):
 def own_files(monkeypatch, tmp_path):
     """Page, figure and results of the test, so that those of the project stay as they are."""
     page = tmp_path / "results.md"
-    page.write_text(f"before\n{map_page.BEGIN}\nstale\n{map_page.END}\nafter\n")
+    page.write_text(
+        f"before\n{map_page.BEGIN}\nstale\n{map_page.END}\nbetween\n"
+        f"{map_page.VARIANTS_BEGIN}\nstale\n{map_page.VARIANTS_END}\nafter\n"
+    )
     for name, path in (("PAGE", page), ("FIGURE", tmp_path / "f.svg"), ("RESULTS", tmp_path / "r")):
         monkeypatch.setattr(map_page, name, path)
     return tmp_path
@@ -51,6 +54,21 @@ def test_the_table_has_paired_differences_of_finished_cells_in_points(own_files)
     assert "**-5.0** (-5.0 to -5.0), 0 of 2" in rows[1]
     assert rows[2] == "| `demo` | 25.0 | 50.5 (75.0) | 60.5 (75.0) | 70.5 (75.0) | 80.5 (75.0) |"
     assert map_page.FIGURE.read_text().count('r="3.5"') == 2 * 4 * 2
+
+
+def test_variants_are_compared_on_the_cells_that_have_them(own_files):
+    write_cell(own_files / "runs", "demo", 0.05, (*ARMS, "grounded_kept"))
+    write_cell(own_files / "runs", "short", 0.05)
+    map_page.main([str(own_files / "runs")])
+    page = map_page.PAGE.read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `demo` | `grounded")]
+    assert rows == [
+        "| `demo` | `grounded_opd` | 65.5 (75.0) | **+15.0** (+15.0 to +15.0), 2 of 2 "
+        "| **+10.0** (+10.0 to +10.0), 2 of 2 | - |",
+        "| `demo` | `grounded_kept` | 70.5 (75.0) | **+20.0** (+20.0 to +20.0), 2 of 2 "
+        "| **+15.0** (+15.0 to +15.0), 2 of 2 | **+5.0** (+5.0 to +5.0), 2 of 2 |",
+    ]
+    assert "| `short` | `grounded" not in page
 
 
 def test_cells_of_an_earlier_time_stay_and_a_held_back_cell_is_stored_alone(own_files):
