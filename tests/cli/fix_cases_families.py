@@ -156,3 +156,19 @@ def a_limit_of_image_tokens_is_below_what_a_processor_keeps(place):
         possible_limit=lambda images, tokens: tokens,
     )  # fmt: skip
     made(place, lambda: ProcessorFamily.limit_image_tokens(family, 4), "data.max_image_tokens=4")
+
+
+@situation("C101")
+def a_cuda_graph_for_a_model_that_cannot_share_prompts(place):
+    def built():
+        from vistill.errors import ConfigError
+        from vistill.rollouts.build import shared_engine
+        from vistill.rollouts.settings import RolloutSettings
+
+        vlm = SimpleNamespace(shares_prompts=False, source="a model")
+        try:
+            shared_engine(vlm, RolloutSettings(cuda_graph=True), lambda: None)
+        except ConfigError as error:
+            return error
+
+    made(place, built, "rollout.cuda_graph=true")

@@ -271,5 +271,10 @@ def tf32_while_the_teacher_reads_next_to_the_rollouts(place):
 
 
 @situation("C101")
+def a_cuda_graph_and_bf16_weights_for_transformers_generate(place):
+    start(place, "rollout.engine=hf rollout.cuda_graph=true rollout.weights=bf16")
+
+
+@situation("C101")
 def a_cuda_graph_while_the_teacher_reads_next_to_the_rollouts(place):
     start(place, "rollout.cuda_graph=true train.overlap=true")

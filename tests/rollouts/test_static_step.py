@@ -10,7 +10,7 @@ from conftest import build_model
 from tiers import few
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vistill.errors import RolloutError
+from vistill.errors import ConfigError, RolloutError
 from vistill.flops_counter import counting
 from vistill.models.decoding import Decoder
 from vistill.models.static_step import StaticAttention, StaticStep
@@ -214,3 +214,19 @@ def test_a_failed_capture_is_an_error_but_memory_is_for_the_retry(teacher, promp
 def test_the_recipe_turns_it_on(teacher):
     assert not make_engine(teacher, RolloutSettings()).inner.uses_graph
     assert make_engine(teacher, RolloutSettings(cuda_graph=True)).inner.uses_graph
+
+
+@pytest.mark.parametrize("engine", ["hf", "vllm"])
+@pytest.mark.parametrize("setting", [{"cuda_graph": True}, {"weights": "bf16"}])
+def test_a_setting_of_our_decoder_is_refused_where_something_else_decodes(engine, setting):
+    RolloutSettings(engine=engine, weights="own")
+    with pytest.raises(ConfigError, match=f"C101(?s:.*){next(iter(setting))}"):
+        RolloutSettings(engine=engine, **setting)
+
+
+def test_it_is_refused_for_a_family_that_cannot_share_prompts_too(teacher):
+    other = replace(teacher, share_prompts=False)
+    assert not other.shares_prompts
+    make_engine(other, RolloutSettings())
+    with pytest.raises(ConfigError, match=r"C101(?s:.*)cannot share prompts"):
+        make_engine(other, RolloutSettings(cuda_graph=True))

@@ -24,6 +24,7 @@ from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.folder import RunFolder
 from vistill.training import memory_budget
 from vistill.training.build import START_CHECKS
+from vistill.training.held_bytes import what_fits
 from vistill.training.host_memory import free_host_bytes
 from vistill.training.loop import Plan
 from vistill.training.memory_budget import (
@@ -431,3 +432,9 @@ def test_what_was_measured_is_freed_with_its_result():
     assert outputs[0]() is not None
     del result
     assert outputs[0]() is None
+
+
+def test_a_note_never_offers_a_length_of_nothing():
+    assert what_fits(7, 0) == "with this prompt, responses of up to 7 tokens fit"
+    assert what_fits(0, 9) == "with such a response, prompts of up to 9 tokens fit"
+    assert "no prompt fits" in what_fits(-3, 0)

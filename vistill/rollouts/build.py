@@ -53,9 +53,13 @@ def make_engine(
 def shared_engine(vlm: VLM, settings: RolloutSettings, poll: Callable[[], None]) -> RolloutEngine:
     """The default engine: encodes a prompt once for all its rollouts and drops finished rows.
 
-    A family that cannot share prompts gets `hf`, with the same results.
+    A family that cannot share prompts gets `hf`, with the same results (C101 for settings that `hf`
+    does not have).
     """
     if not vlm.shares_prompts:
+        settings.refuse_decoder_settings(
+            f"{vlm.source} cannot share prompts, so transformers' generate writes"
+        )
         return HFEngine(vlm, poll)
     uses_copy = writes_with_copy(vlm, settings.weights)
     return SharedEngine(vlm, poll, uses_copy=uses_copy, uses_graph=settings.cuda_graph)

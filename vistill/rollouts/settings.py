@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from vistill.errors import ConfigError
 from vistill.python_fixes import with_python_fixes
 from vistill.ranges import check_ranges, fits, misfit, ranged
 from vistill.registry import engines
 
 NoiseName = Literal["generator", "counter"]
+#: Engines that never use our decoding loop. (A run with `server` evaluates with `shared`.)
+WITHOUT_OUR_DECODER = ("hf", "vllm")
 #: Below this a logit over the temperature is infinite in float32, and the choice is arbitrary.
 SMALLEST_TEMPERATURE = 1e-30
 
@@ -115,6 +118,24 @@ class RolloutSettings:
         check_ranges(self)
         check_temperature(self.temperature)
         engines.require("engine", self.engine)
+        if self.engine in WITHOUT_OUR_DECODER:
+            self.refuse_decoder_settings(f"rollout.engine = {self.engine}", "rollout.engine=shared")
+
+    def refuse_decoder_settings(self, because: str, way_out: str = "") -> None:
+        """C101 for settings of our decoding loop where something else decodes."""
+        given = (
+            (self.weights == "bf16", "rollout.weights = bf16", "rollout.weights=auto"),
+            (self.cuda_graph, "rollout.cuda_graph = true", "rollout.cuda_graph=false"),
+        )
+        wrong = [(what, fix) for is_set, what, fix in given if is_set]
+        if wrong:
+            fix = " ".join(fix for _, fix in wrong)
+            raise ConfigError(
+                "C101",
+                f"{' and '.join(what for what, _ in wrong)}, but {because}",
+                why="only the decoding loop of rollout.engine = shared has it: without effect here",
+                fix=f"{fix}   or   {way_out}" if way_out else fix,
+            )
 
     def of_trained_student(self) -> "RolloutSettings":
         """The settings by which a run's own student writes.

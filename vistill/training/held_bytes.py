@@ -152,7 +152,14 @@ class MemoryMeasurement:
             f"{held.response_token / 1024:,.0f} KiB per response token"
             + (f", {held.weights / GIB:.3g} GiB of weight copies" if held.weights else ""),
             fix=f"{again}train.memory={1.05 * least / GIB:.3g}{smaller}",
-            note=f"with this prompt, responses of up to {fits:,} tokens fit"
-            if fits >= 1
-            else f"with such a response, prompts of up to {max(0, shorter):,} tokens fit",
+            note=what_fits(fits, shorter),
         )
+
+
+def what_fits(response: int, prompt: int) -> str:
+    """The longest response next to this prompt, else the longest prompt next to this response."""
+    if response >= 1:
+        return f"with this prompt, responses of up to {response:,} tokens fit"
+    if prompt >= 1:
+        return f"with such a response, prompts of up to {prompt:,} tokens fit"
+    return "with such a response no prompt fits, and with this prompt no response"
