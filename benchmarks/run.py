@@ -35,6 +35,7 @@ from saving import saving_rows
 from scaling import curves
 from starting import starting_rows
 from vllm_steps import vllm_rows
+from weight_transfer import transfer_rows
 
 import vistill
 from vistill.batch import reduce_terms
@@ -296,6 +297,7 @@ def parts_of(quick):
         "saving": lambda: saving_rows(row, quick),
         "counted": lambda: counted_rows(row),
         "vllm": lambda: vllm_rows(row, quick),
+        "weights": lambda: transfer_rows(row, repeats),
         "answers": lambda: answer_rows(row, repeats),
         "families": lambda: family_rows(row, repeats),
         "progress": lambda: progress_rows(row),

@@ -1,8 +1,10 @@
 """What the engine `vllm` can be tested for without vLLM: messages, updates, noise, checks."""
 
+import gc
 import re
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +19,12 @@ from vistill.rollouts.keyed_noise import rollout_seed
 from vistill.rollouts.samplers import make_sampler
 from vistill.rollouts.settings import VLLMSettings
 from vistill.rollouts.vllm_engine import host_weights, probe_ids, probe_prompt
+from vistill.rollouts.vllm_memory import share, tensors_in
 from vistill.rollouts.vllm_messages import Closed, receive, send
 from vistill.rollouts.vllm_rows import Row, make_row_sampler
 from vistill.rollouts.vllm_update import (
-    bytes_of,
     digest_of,
-    read_tensors,
+    is_finite,
     spec_of,
     update_problem,
 )
@@ -85,12 +87,70 @@ def weights():
 
 
 def test_weights_and_their_digest_survive_the_way():
-    before = weights()
-    described = [(name, dtype, list(shape)) for name, (dtype, shape) in spec_of(before).items()]
-    after = read_tensors(described, [bytearray(bytes_of(x)) for x in before.values()])
-    assert all(torch.equal(after[name], x) for name, x in before.items())
-    assert digest_of(after) == digest_of(before)
+    before = weights() | {"c": torch.tensor(2.0), "d": torch.ones(3, 0), "e": torch.rand(5, 4).T}
+    block, sent = share(before)
+    after = tensors_in(block.memory, spec_of(before))
+    block.close()
+    assert all(torch.equal(sent[n], x) and torch.equal(after[n], x) for n, x in before.items())
+    assert (
+        digest_of(after)
+        == digest_of(sent)
+        == digest_of({n: x.contiguous() for n, x in before.items()})
+    )
     assert update_problem(after, spec_of(before)) is None
+    rounded = share(before, "bfloat16")
+    rounded[0].close()
+    assert all(torch.equal(rounded[1][name], x.bfloat16()) for name, x in before.items())
+
+
+@pytest.fixture
+def no_file_stays_open():
+    before = set(Path("/proc/self/fd").iterdir())
+    yield
+    gc.collect()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_shared_memory_is_the_same_on_both_sides_and_outlives_its_number(pair, no_file_stays_open):
+    block, sent = share(weights())
+    with block:
+        send(pair[0], {"op": "sync"}, [b"x"], block)
+    message, blocks = receive(pair[1])
+    assert (message, blocks[0]) == ({"op": "sync"}, bytearray(b"x"))
+    after = tensors_in(blocks[1], spec_of(sent))
+    assert digest_of(after) == digest_of(weights())
+    sent["a.weight"][0, 0] = 7.0
+    assert after["a.weight"][0, 0] == 7.0
+
+
+def test_shared_memory_without_its_length_or_of_another_length_is_refused(pair, no_file_stays_open):
+    block, sent = share(weights())
+    frames = [
+        (b'{"blocks":[],"shared":128}', []),  # no memory
+        (b'{"blocks":[]}', [block.number]),  # no length
+        (b'{"blocks":[],"shared":1000000}', [block.number]),  # too long
+        (b'{"blocks":[],"shared":"1"}', [block.number]),
+    ]
+    for text, numbers in frames:
+        socket.send_fds(pair[0], [len(text).to_bytes(8, "big") + text], numbers)
+        with pytest.raises(ValueError):
+            receive(pair[1])
+    block.close()
+    with pytest.raises(ValueError, match="a block of 128 bytes for weights of 64"):
+        tensors_in(block.memory, {"a.weight": spec_of(sent)["a.weight"]})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_number_that_is_not_finite_shows_wherever_it_is(dtype):
+    assert is_finite(torch.empty(0, dtype=dtype))
+    for size in (*range(1, 70), 1025):
+        whole = torch.randn(size, generator=torch.manual_seed(size)).to(dtype)
+        assert is_finite(whole)
+        for place in range(min(size, 70)):
+            for wrong in (float("nan"), float("inf"), -float("inf")):
+                broken = whole.clone()
+                broken[-1 - place] = wrong
+                assert not is_finite(broken)
 
 
 CHANGES = {

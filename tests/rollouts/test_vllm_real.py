@@ -25,6 +25,7 @@ from vistill.rollouts.build import make_engine
 from vistill.rollouts.engine import Sampling, make_requests
 from vistill.rollouts.settings import RolloutSettings, VLLMSettings
 from vistill.rollouts.vllm_checks import VARIABLE
+from vistill.rollouts.vllm_memory import share
 from vistill.runs.folder import RunFolder
 from vistill.training.checkpoint import weights_hash
 from vistill.training.loop import Plan, run
@@ -119,9 +120,9 @@ def process_of(engine):
     return vllm_engine.PROCESSES[engine.inner.key][0]
 
 
-def code_of(call, *arguments):
+def code_of(call, *arguments, **named):
     with pytest.raises((RolloutError, ModelError)) as caught:
-        call(*arguments)
+        call(*arguments, **named)
     assert "rollout.engine=shared" in caught.value.fix
     return caught.value.code
 
@@ -273,8 +274,8 @@ def test_a_wrong_update_is_refused_by_vllms_side_before_anything_is_overwritten(
     pid, serial = process.process.pid, process.serial
     head = {"serial": serial + 1, "digest": vllm_engine.digest_of(broken)}
     message = {"op": "sync", **head, "weights": vllm_engine.described(broken)}
-    blocks = [vllm_engine.bytes_of(x) for x in broken.values()]
-    assert code_of(process.ask, message, blocks) == "R415"
+    with share(broken)[0] as block:
+        assert code_of(process.ask, message, shared=block) == "R415"
     assert (process.process.pid, process.serial) == (pid, serial)
     assert same_as_shared(engine, writer, some_prompts[:2])
 
@@ -294,9 +295,8 @@ def test_bytes_that_changed_on_the_way_are_refused(engine, writer):
     process, weights = process_of(engine), vllm_engine.host_weights(writer, "float32")
     head = {"serial": process.serial + 1, "digest": "0" * 32}
     message = {"op": "sync", **head, "weights": vllm_engine.described(weights)}
-    assert code_of(process.ask, message, [vllm_engine.bytes_of(x) for x in weights.values()]) == (
-        "R415"
-    )
+    with share(weights)[0] as block:
+        assert code_of(process.ask, message, shared=block) == "R415"
 
 
 def test_a_model_of_another_vocabulary_or_shape_is_refused(engine, tokenizer):

@@ -6,7 +6,7 @@ response the log-probabilities that the student gives it. The tokens are those o
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from vistill.rollouts.engine import InProcessEngine, RolloutRequest, Sampling
 from vistill.rollouts.hf import eval_mode, to_rollout
 from vistill.rollouts.keyed_noise import rollout_seed
 from vistill.rollouts.settings import RolloutSettings, VLLMSettings
+from vistill.rollouts.vllm_memory import share
 from vistill.rollouts.vllm_messages import Block
 from vistill.rollouts.vllm_process import VLLMProcess
-from vistill.rollouts.vllm_update import bytes_of, digest_of, spec_of, update_problem
+from vistill.rollouts.vllm_update import digest_of, spec_of, update_problem
 from vistill.types import LoadedImage, Prompt, Rollout
 
 LOG = logging.getLogger("vistill.rollouts")
@@ -149,21 +150,23 @@ class VLLMEngine(InProcessEngine):
 
     def send_weights(self, process: VLLMProcess, message: dict[str, Any]) -> None:
         """Send the model's weights with a message, if the process has others."""
-        weights = host_weights(self.vlm, self.dtype)
-        digest, serial = digest_of(weights), process.serial + 1
-        if process.digest != digest:
+        block, weights = share(own_weights(self.vlm), self.dtype)
+        with block:
+            digest, serial = digest_of(weights), process.serial + 1
+            if process.digest == digest:
+                self.digest = digest
+                return
             problem = update_problem(weights, process.spec or spec_of(weights))
             if problem is not None:  # before anything is sent; the process is as it was
                 raise checks.update_error(problem)
             process.spec = spec_of(weights)
             process.digest = ""  # until the probe passed: nothing is written with other weights
             head = {"serial": serial, "digest": digest, "weights": described(weights)}
-            reply = process.ask({**message, **head}, [bytes_of(x) for x in weights.values()])
-            process.serial = serial
-            checks.check_reply(reply, (serial, digest))
-            self.probe(process, digest)
-            process.digest = digest
-        self.digest = digest
+            reply = process.ask({**message, **head}, shared=block)
+        process.serial = serial
+        checks.check_reply(reply, (serial, digest))
+        self.probe(process, digest)
+        process.digest = self.digest = digest
 
     def probe(self, process: VLLMProcess, digest: str) -> None:
         """R414 if a known response has other log-probabilities than in the student."""
@@ -341,11 +344,16 @@ def check_writer(vlm: VLM) -> Qwen3VLFamily:
 
 
 @torch.no_grad()
+def own_weights(vlm: VLM) -> Mapping[str, Tensor]:
+    """The weights of a model by their names in safetensors, adapters merged."""
+    return merged_weights(vlm.model) if has_adapters(vlm.model) else weights_of(vlm)
+
+
+@torch.no_grad()
 def host_weights(vlm: VLM, dtype: str) -> dict[str, Tensor]:
     """The weights as vLLM takes them: adapters merged, in host memory, in its precision."""
     kind = getattr(torch, dtype)
-    own = merged_weights(vlm.model) if has_adapters(vlm.model) else weights_of(vlm)
-    return {name: x.detach().to("cpu", kind).contiguous() for name, x in own.items()}
+    return {n: x.detach().to("cpu", kind).contiguous() for n, x in own_weights(vlm).items()}
 
 
 def described(weights: dict[str, Tensor]) -> list[tuple[str, str, list[int]]]:

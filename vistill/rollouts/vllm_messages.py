@@ -1,17 +1,23 @@
 """Messages between a run and its vLLM process: a JSON object and blocks of bytes over a socket.
 
 A frame is the length of the object as 8 bytes, the object in UTF-8, and its blocks one after the
-other; `blocks` in the object lists their lengths. Nothing is pickled. Both sides import this file.
+other; `blocks` in the object lists their lengths. Shared memory (`vllm_memory.py`) goes as a number
+of a file next to the length, `shared` in the object is its length, and it is the last block of what
+is received. Nothing is pickled. Both sides import this file.
 """
 
 import json
+import mmap
+import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 #: What a socket can send: bytes, or the memory of an image or of a tensor.
 Block: TypeAlias = "bytes | bytearray | memoryview"
+#: What is received: bytes, or shared memory.
+Received: TypeAlias = "bytearray | mmap.mmap"
 LENGTH = struct.Struct(">Q")
 #: Most bytes of an object (without its blocks), and of a block: a wrong length is no request for
 #: memory.
@@ -22,26 +28,71 @@ class Closed(Exception):  # noqa: N818  (the other side may end on purpose)
     """The other side closed the socket."""
 
 
-def send(channel: socket.socket, message: dict[str, Any], blocks: Sequence[Block] = ()) -> None:
+class Shared(Protocol):
+    """Memory that goes to the other process as it is (`vllm_memory.SharedBlock`)."""
+
+    number: int
+    memory: mmap.mmap
+
+
+def send(
+    channel: socket.socket,
+    message: dict[str, Any],
+    blocks: Sequence[Block] = (),
+    shared: Shared | None = None,
+) -> None:
     """Send one frame (Closed if the other side is gone)."""
     views = [memoryview(block).cast("B") for block in blocks]
-    text = json.dumps({**message, "blocks": [len(view) for view in views]}).encode()
+    sizes = {"blocks": [len(view) for view in views]}
+    held = {} if shared is None else {"shared": len(shared.memory)}
+    text = json.dumps({**message, **sizes, **held}).encode()
     try:
-        channel.sendall(LENGTH.pack(len(text)) + text)
+        length = LENGTH.pack(len(text))
+        count = 0 if shared is None else socket.send_fds(channel, [length], [shared.number])
+        channel.sendall(length[count:] + text)
         for view in views:
             channel.sendall(view)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise Closed(str(error)) from error
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, Any], list[bytearray]]:
+def receive(channel: socket.socket) -> tuple[dict[str, Any], list[Received]]:
     """Receive one frame.
 
     Raises:
         Closed: the other side is gone.
         ValueError: what it sent is no frame.
     """
-    (length,) = LENGTH.unpack(receive_bytes(channel, LENGTH.size))
+    head, numbers = receive_head(channel)
+    try:
+        message, blocks = receive_rest(channel, head)
+        size = message.pop("shared", None)
+        if (size is None) != (not numbers):
+            raise ValueError("a message with shared memory and without its length, or the reverse")
+        if size is None:
+            return message, [*blocks]
+        if type(size) is not int or size < 1:
+            raise ValueError("a message without the length of its shared memory")
+        return message, [*blocks, mmap.mmap(numbers[0], size)]
+    finally:
+        for number in numbers:
+            os.close(number)
+
+
+def receive_head(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """The length of the object, and the numbers of shared memory (Closed without them)."""
+    try:
+        head, numbers, _, _ = socket.recv_fds(channel, LENGTH.size, 1)
+    except ConnectionResetError as error:
+        raise Closed(str(error)) from error
+    if not head:
+        raise Closed("the other side closed the socket")
+    return head + receive_bytes(channel, LENGTH.size - len(head)), numbers
+
+
+def receive_rest(channel: socket.socket, head: bytes) -> tuple[dict[str, Any], list[bytearray]]:
+    """The object and the blocks that follow a length."""
+    (length,) = LENGTH.unpack(head)
     if length > MOST_JSON:
         raise ValueError(f"a message of {length:,} bytes")
     message = json.loads(receive_bytes(channel, length))

@@ -126,6 +126,7 @@ class VLLMProcess:
         message: dict[str, Any],
         blocks: Sequence[messages.Block] = (),
         on_progress: Callable[[int], None] = lambda finished: None,
+        shared: messages.Shared | None = None,
     ) -> dict[str, Any]:
         """Send a message and wait for the reply.
 
@@ -134,12 +135,12 @@ class VLLMProcess:
         """
         try:
             try:
-                messages.send(self.channel, message, blocks)
+                messages.send(self.channel, message, blocks, shared)
             except TimeoutError as error:
                 raise self.silent(str(message["op"])) from error
             except (messages.Closed, OSError):
                 raise self.ended(str(message["op"])) from None
-            reply = self.wait(str(message["op"]), on_progress)[0]
+            reply = self.wait(str(message["op"]), on_progress)
             if reply.get("error") == "failed":
                 raise checks.failed_error(str(reply["text"]))
             if reply.get("error") == "partly loaded":
@@ -151,9 +152,7 @@ class VLLMProcess:
             raise checks.refused_error(reply)
         return reply
 
-    def wait(
-        self, doing: str, on_progress: Callable[[int], None]
-    ) -> tuple[dict[str, Any], list[bytearray]]:
+    def wait(self, doing: str, on_progress: Callable[[int], None]) -> dict[str, Any]:
         """The next reply. Polls at every message and while there is none."""
         last = time.monotonic()
         while True:
@@ -165,13 +164,13 @@ class VLLMProcess:
                 continue
             last = time.monotonic()
             try:
-                message, blocks = messages.receive(self.channel)
+                message, _ = messages.receive(self.channel)
             except messages.Closed:
                 raise self.ended(doing) from None
             except (ValueError, TimeoutError) as error:
                 raise checks.failed_error(f"its message cannot be read: {error}") from error
             if message.pop("is_reply", False):
-                return message, blocks
+                return message
             on_progress(int(message.get("finished", 0)))
 
     def ended(self, doing: str) -> Exception:

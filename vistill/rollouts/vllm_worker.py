@@ -26,13 +26,13 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from vistill.rollouts.vllm_messages import Closed, receive, send
+from vistill.rollouts.vllm_memory import tensors_in
+from vistill.rollouts.vllm_messages import Closed, Received, receive, send
 from vistill.rollouts.vllm_rows import Row, RowSampler, make_row_sampler
 from vistill.rollouts.vllm_update import (
     WeightSpec,
     digest_of,
     memory_share,
-    read_tensors,
     update_problem,
 )
 
@@ -151,7 +151,7 @@ class Worker:
                 reply = {"error": "failed", "text": f"{type(error).__name__}: {error}"}
             send(self.channel, {**reply, "is_reply": True})
 
-    def start(self, message: dict[str, Any], blocks: list[bytearray]) -> dict[str, Any]:
+    def start(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Any]:
         """Build the model of a folder with the first weights."""
         is_cpu = current_platform.is_cpu()
         self.can_sleep = bool(current_platform.is_cuda())
@@ -160,7 +160,7 @@ class Worker:
         share = {}
         if self.can_sleep:
             total = current_platform.get_device_total_memory()
-            held = sum(len(block) for block in blocks)
+            held = len(blocks[-1])
             share["gpu_memory_utilization"] = memory_share(held, message["cache_bytes"], total)
         self.llm = LLM(
             message["folder"],
@@ -182,7 +182,7 @@ class Worker:
         SentLoader.weights = {}
         return self.confirm(message)
 
-    def sync(self, message: dict[str, Any], blocks: list[bytearray]) -> dict[str, Any]:
+    def sync(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Any]:
         """Take over weights, after all checks; then forget what the old ones computed."""
         weights = self.checked_weights(message, blocks)
         self.digest = ""  # whatever happens now: not the old weights any more
@@ -190,11 +190,10 @@ class Worker:
         self.reset_caches()
         return self.confirm(message)
 
-    def checked_weights(
-        self, message: dict[str, Any], blocks: list[bytearray]
-    ) -> dict[str, Tensor]:
+    def checked_weights(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Tensor]:
         """The weights of a message (Refused if they are not those of the model)."""
-        weights = read_tensors(message["weights"], blocks)
+        spec = {name: (kind, tuple(shape)) for name, kind, shape in message["weights"]}
+        weights = tensors_in(blocks[-1], spec)
         problem = update_problem(weights, self.spec)
         if problem is None and digest_of(weights) != message["digest"]:
             problem = "the bytes that arrived are not those that were sent"
@@ -213,7 +212,7 @@ class Worker:
             raise RuntimeError("vLLM did not reset its prefix cache")
         self.llm.llm_engine.reset_encoder_cache()
 
-    def generate(self, message: dict[str, Any], blocks: list[bytearray]) -> dict[str, Any]:
+    def generate(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Any]:
         """Write all responses of some requests with the weights of one sync."""
         if (message["serial"], message["digest"]) != (self.serial, self.digest):
             text = f"sync {self.serial}, the run expects {message['serial']}"
@@ -256,20 +255,20 @@ class Worker:
             ],
         }
 
-    def sleep(self, message: dict[str, Any], blocks: list[bytearray]) -> dict[str, Any]:
+    def sleep(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Any]:
         """Free cache and weights on a GPU; the weights wait in host memory."""
         if self.can_sleep:
             self.llm.sleep(level=1)
         return {"slept": self.can_sleep}
 
-    def wake(self, message: dict[str, Any], blocks: list[bytearray]) -> dict[str, Any]:
+    def wake(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Any]:
         """Undo `sleep`."""
         if self.can_sleep:
             self.llm.wake_up()
         return {}
 
 
-def picture(size: Sequence[int], data: bytearray) -> Image.Image:
+def picture(size: Sequence[int], data: Received) -> Image.Image:
     """An RGB image from its bytes."""
     return Image.frombytes("RGB", (size[0], size[1]), bytes(data))
 
