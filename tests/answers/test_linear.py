@@ -148,15 +148,6 @@ def test_a_match_at_the_end_of_a_text_is_no_longer_than_what_is_read_for_it(patt
     assert longest + len("\n") <= most  # `$` stands before a line break at the end, too
 
 
-def test_a_word_that_begins_no_answer_is_not_looked_at_for_denials(monkeypatch):
-    read = []
-    monkeypatch.setattr(extract, "is_doubted_at", lambda text, at: read.append(at) or True)
-    assert list(extract.find_phrases("<answer> the answer key. " * 20, "last")) == []
-    assert read == []
-    assert list(extract.find_phrases("So the answer is 12.", "last")) == []
-    assert len(read) == 1
-
-
 class Counter:
     """Counts how often a checker reads a sentence, and the characters that it gets."""
 
