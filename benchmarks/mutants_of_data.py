@@ -36,7 +36,11 @@ MUTANTS = [
     *group(
         "answers/extract.py",
         ANSWERS,
-        ("if DOUBT.search(before) or", "if False or", "a question or a condition is an answer"),
+        (
+            "if DOUBT.search(text, max(0, at - LONGEST_DOUBT), at):",
+            "if False:",
+            "a question or a condition is an answer",
+        ),
         (
             'if "\\\\boxed" in text[span.start : span.end]:',
             "if False:",

@@ -8,13 +8,13 @@ import importlib
 import pkgutil
 import re
 import time
-from re import _parser
+from re import _compiler, _parser
 
 import pytest
 
 import vistill.answers
-from vistill.answers import boxes, characters, extract
-from vistill.answers.checkers import auto
+from vistill.answers import boxes, characters, denials, extract, normalise, translate
+from vistill.answers.checkers import auto, choice
 
 FAMILIES = {
     "nested boxes": "\\boxed{",
@@ -110,6 +110,42 @@ def test_no_pattern_has_a_repeat_without_limit_inside_another(name, pattern):
 )
 def test_patterns_that_scan_whole_replies_have_bounded_length(pattern):
     assert not list(unbounded(_parser.parse(pattern.pattern, pattern.flags)))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        boxes.BRACE,
+        boxes.TAG,
+        extract.MARK,
+        extract.SENTENCE_END,
+        characters.THOUGHT,
+        characters.SPECIAL,
+        characters.TYPOGRAPHIC,
+        normalise.MARKUP,
+        translate.GROUPS_AND_COMMA,
+        translate.SEVERAL_GROUPS,
+        translate.THREE_DECIMALS,
+        translate.DECIMALS,
+    ],
+)
+def test_patterns_that_scan_whole_replies_begin_with_characters_that_re_skips_to(pattern):
+    tree = _parser.parse(pattern.pattern, pattern.flags)
+    literal, *_ = _compiler._get_literal_prefix(tree, pattern.flags)
+    assert literal or _compiler._get_charset_prefix(tree, pattern.flags)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "most"),
+    [
+        (extract.DOUBT, extract.LONGEST_DOUBT),
+        (denials.OTHER_ANSWER, denials.LONGEST_ADJECTIVE),
+        (choice.LINE_END_LETTER, choice.LONGEST_LABEL),
+    ],
+)
+def test_a_match_at_the_end_of_a_text_is_no_longer_than_what_is_read_for_it(pattern, most):
+    longest = _parser.parse(pattern.pattern, pattern.flags).getwidth()[1]
+    assert longest + len("\n") <= most  # `$` stands before a line break at the end, too
 
 
 class Counter:

@@ -7,13 +7,11 @@ from typing import Literal, NamedTuple
 from vistill.answers.normalise import strip_markup
 
 Take = Literal["first", "last"]
-BRACE = re.compile(
-    r"\\(?P<box>boxed|fbox|framebox)\s{0,4}\{|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
-)
+BRACE = re.compile(r"\\(?:(?P<box>boxed|fbox|framebox)\s{0,4}\{|.)|\{|\}", re.DOTALL)
 BARE_BOX = re.compile(r"\\boxed\s{1,4}(?:\\text\s?)?([A-Za-z0-9]{1,20})(?![A-Za-z0-9{])")
 TAG = re.compile(
-    r"<(?P<close>/?)(?:answer|final_answer|final answer|conclusion)>|(?P<begin><\|begin_of_box\|>)"
-    r"|(?P<end><\|end_of_box\|>)",
+    r"<(?:(?P<close>/?)(?:answer|final_answer|final answer|conclusion)>"
+    r"|(?P<begin>\|begin_of_box\|>)|(?P<end>\|end_of_box\|>))",
     re.IGNORECASE,
 )
 OR_BOX = re.compile(
@@ -103,11 +101,12 @@ def find_boxes(text: str) -> list[Span]:
     stack: list[int] = []
     boxes: list[Span] = []
     for token in BRACE.finditer(text, text.find("\\")):
+        mark = token.group()
         if token.group("box"):
             stack.append(token.end())
-        elif token.group("open"):
+        elif mark == "{":
             stack.append(-1)
-        elif token.group("close") and stack:
+        elif mark == "}" and stack:
             start = stack.pop()
             if start >= 0:
                 while boxes and boxes[-1].start > start:
@@ -180,7 +179,7 @@ def is_denied_box(text: str, span: Span) -> bool:
 
 def widen_box(text: str, box: Span) -> Span:
     r"""A box with a number and the sign, factor or power that touches it: `-\boxed{12}`."""
-    if box.rule != "box" or not any(c.isdigit() for c in text[box.start : box.end]):
+    if box.rule != "box" or not any(map(str.isdigit, text[box.start : box.end])):
         return box
     at = max(0, box.start - 60)
     opening = BOX.search(text[at : box.start])

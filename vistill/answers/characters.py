@@ -20,6 +20,8 @@ PLAIN = str.maketrans(
 #: Invisible characters: between two letters they are nothing, so they become a space.
 INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\r", " "))
 VISIBLE_AND_PLAIN = PLAIN | INVISIBLE
+#: Runs of characters that have a plain form: most texts have few of them, and `re` skips to one.
+TYPOGRAPHIC = re.compile("[{0}][{0}]*".format(re.escape("".join(map(chr, VISIBLE_AND_PLAIN)))))
 #: Opening and closing marks of thoughts.
 THOUGHT = re.compile(
     r"<\s?/?\s?(?:think|thinking|thoughts?|reason|reasoning|analysis|seed:think|summary|caption)\s?>"
@@ -51,7 +53,7 @@ def plain_characters(text: str) -> str:
     """The text with plain forms of typographic characters; every character keeps its place."""
     if text.isascii():
         return text.replace("\t", " ").replace("\r", "\n")
-    return text.translate(VISIBLE_AND_PLAIN)
+    return TYPOGRAPHIC.sub(lambda run: run.group().translate(VISIBLE_AND_PLAIN), text)
 
 
 def lower_case(text: str) -> str:

@@ -91,8 +91,9 @@ OR_ANOTHER = re.compile(r"\b(?i:or(?: option| choice)?) (?:[(\[]([A-Z])[)\]]|([A
 THAN = re.compile(
     r"\b(?:than|compared (?:to|with)|rather than|as opposed to|unlike)\b", re.IGNORECASE
 )
-
-
+#: A letter without which a sentence names no option, except behind `option`.
+LONE_CAPITAL = re.compile(r"[A-Z](?<![A-Za-z0-9].)(?![A-Za-z0-9])")
+OF_CAPITALS = [IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE, MATCHES, IT_IS]
 #: `All of the above` and `none of the above` are different options.
 OF_ABOVE = re.compile(r"(?:all|none|both|neither|any|some) of (?:the above|these|them)")
 #: The other half of a reply about another opinion: `..., but the image shows B`.
@@ -310,13 +311,13 @@ class ChoiceReader:
 
     def mentions(self, text: str) -> list[str]:
         """The letters that a sentence names as options, in order of the patterns."""
-        found_letters = [*marked_letters(text, len(self.options))]
-        patterns = [OPTION, IS_CORRECT, ONLY, BETTER, ENDS, ENDS_ONE, MATCHES, IT_IS]
-        if not text.isascii():
-            patterns.append(ENDS_CHINESE)
-        if self.options.only_letters:
-            patterns += [LABEL, ENDS_ONLY]
-        for pattern in patterns:
-            groups = (m.group(1) or m.group(2) for m in pattern.finditer(text))
-            found_letters += [letter.upper() for letter in groups]
-        return [letter for letter in found_letters if in_range(letter, len(self.options))]
+        patterns = [OPTION]
+        if LONE_CAPITAL.search(text):
+            patterns += OF_CAPITALS
+            if not text.isascii():
+                patterns.append(ENDS_CHINESE)
+            if self.options.only_letters:
+                patterns += [LABEL, ENDS_ONLY]
+        named = [letter.upper() for pattern in patterns for letter in pattern.findall(text)]
+        letters = [*marked_letters(text, len(self.options)), *named]
+        return [letter for letter in letters if in_range(letter, len(self.options))]

@@ -26,11 +26,15 @@ OTHER_ANSWER = re.compile(
     r"\s(?:multiple-choice\s)?$",
     re.IGNORECASE,
 )
+#: Characters that a match of `OTHER_ANSWER` has at most.
+LONGEST_ADJECTIVE = 40
 #: Where a new clause begins: what stands before it says nothing about the answer.
 NEW_CLAUSE = re.compile(
     r"[.,;:!?\n]|\b(?:but|so|and|because|since|therefore|thus|hence|which means|meaning|then)\b",
     re.IGNORECASE,
 )
+#: Ends a sentence, or a part of one.
+STOP = re.compile(r"[.!?\n]")
 #: What follows an option that is denied: `(A) is wrong`, `A, but that is incorrect`.
 TAKEN_BACK = re.compile(
     r"^[\s:,;.\-)]{0,4}(?:(?:which|but|though|however|and)\s)?(?:(?:that|this|it|he|she)\s)?"
@@ -138,13 +142,14 @@ def is_denied_before(before: str) -> bool:
     clause = last_clause(before)
     if "doubt" in clause:
         clause = CERTAIN.sub("", clause)
-    if OTHER_ANSWER.search(before) or DENIES.search(clause):
+    adjective = OTHER_ANSWER.search(before, max(0, len(before) - LONGEST_ADJECTIVE))
+    if adjective or DENIES.search(clause):
         return True
     if before.isascii():
         return False
     if CHINESE_DENIES.search(clause):
         return True
-    sentence = re.split(r"[.!?\n]", before)[-1]
+    sentence = STOP.split(before)[-1]
     return bool(CHINESE_IF.search(sentence)) and not CHINESE_SO.search(sentence)
 
 

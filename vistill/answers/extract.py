@@ -6,6 +6,7 @@ Each rule scans the reply once, from left to right, with patterns of bounded len
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from vistill.answers.boxes import (
@@ -19,14 +20,17 @@ from vistill.answers.boxes import (
     pick_strong,
 )
 from vistill.answers.characters import lower_case
-from vistill.answers.denials import OTHERS, is_denied_before, is_unreal
+from vistill.answers.denials import OTHERS, STOP, is_denied_before, is_unreal
 from vistill.answers.normalise import MOST_CHARACTERS, strip_markup
 
 Form = TypeVar("Form")
 
-#: Words that may begin a commitment, in lower case.
+#: Words that may begin a commitment, in lower case. Every alternative begins with a letter, and
+#: `\b` stands behind its word: `re` skips to a first letter five times as fast.
 MARK = re.compile(
-    r"answer|\bans(?=\s?[:.=])|\b(?:final|solution)(?=[*_]{0,2}:)|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
+    r"answer|ans(?<=\bans)(?=\s?[:.=])|final(?<=\bfinal)(?=[*_]{0,2}:)"
+    r"|solution(?<=\bsolution)(?=[*_]{0,2}:)"
+    r"|option|choice|choose|select|conclusion|答案|正确|故选|应选|选"
 )
 #: `Ans: B`, `**Conclusion:** B`; a heading over a long text is no answer.
 SHORT_LABEL = re.compile(r"(?:ans|conclusion)[.*_\s]{0,3}[:=.]", re.IGNORECASE)
@@ -118,10 +122,14 @@ DOUBT = re.compile(
     r"(?:the\s|my\s|our\s|your\s)?(?:(?:correct|right|final|best|possible)\s){0,2}$",
     re.IGNORECASE,
 )
+#: Characters that a match of `DOUBT` has at most.
+LONGEST_DOUBT = 50
+#: A stop that ends a sentence: not that of `Mr.`, `i.e.`, `U.S.` and `3.5`. It begins with the
+#: characters, and looks behind from them: `re` skips to one of them ten times as fast.
 SENTENCE_END = re.compile(
-    r"(?:(?<!\.[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<!\bvs)"
-    r"(?<!\bi\.e)(?<!\be\.g)\.|!)"
-    r"(?!(?<=\b[A-Z]\.) [a-z]{2})(?=\s|\*|$|<|[\u4e00-\u9fff]|\"|\\\)|\\\]|\$(?:\s|$))|\?|\n"
+    r"[.!?\n](?:(?<=[?\n])|(?<!\.[A-Z]\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bMrs\.)"
+    r"(?<!\bvs\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?!(?<=\b[A-Z]\.) [a-z]{2})"
+    r"(?=[\s*<\"\u4e00-\u9fff]|$|\\[)\]]|\$(?:\s|$)))"
 )
 #: An item of a list that is an option; `- 5` is a number.
 ITEM = re.compile(r"- [(\[]?[A-Z](?![A-Za-z])")
@@ -167,10 +175,8 @@ def sentence_span(text: str, at: int, rule: str) -> Span:
 
 def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     """The sentence behind a mark such as `answer is`; None if the word is no mark here."""
-    at, word = match.start(), match.group(0).lower()
+    at, word = match.start(), match.group(0)
     before = text[max(0, at - 80) : at]
-    if DOUBT.search(before) or is_denied_before(before):
-        return None
     if word == "answer":
         return json_answer(text, at) or answer_at(text, at, before)
     if word in ("ans", "conclusion") and (label := SHORT_LABEL.match(text, at)):
@@ -190,13 +196,20 @@ def mark_at(text: str, match: "re.Match[str]") -> Span | None:
     return sentence_span(text, full.end(), rule) if full else None
 
 
+def is_doubted_at(text: str, at: int) -> bool:
+    """Whether the words before a mark deny or doubt it, or its sentence is about another case."""
+    if DOUBT.search(text, max(0, at - LONGEST_DOUBT), at):
+        return True
+    return is_denied_before(text[max(0, at - 80) : at]) or is_unreal_at(text, at)
+
+
 def is_unreal_at(text: str, at: int) -> bool:
     """Whether the sentence at a position says what would hold in another case."""
     near = text[max(0, at - 160) : at + 160].lower()
     if not any(word in near for word in ("would", "if ", "when ")):
         return False
-    before = re.split(r"[.!?\n]", text[max(0, at - 160) : at])[-1]
-    return is_unreal(before + re.split(r"[.!?\n]", text[at : at + 160], maxsplit=1)[0])
+    before = STOP.split(text[max(0, at - 160) : at])[-1]
+    return is_unreal(before + STOP.split(text[at : at + 160], maxsplit=1)[0])
 
 
 def json_answer(text: str, at: int) -> Span | None:
@@ -236,7 +249,7 @@ def find_phrases(text: str, take: Take) -> Iterator[Span]:
     ordered = marks[:MOST_MARKS] if take == "first" else marks[-MOST_MARKS:][::-1]
     for match in ordered:
         span = mark_at(text, match)
-        if span is not None and span.end > span.start and not is_unreal_at(text, match.start()):
+        if span is not None and span.end > span.start and not is_doubted_at(text, match.start()):
             yield span.of(text)
 
 
@@ -334,8 +347,8 @@ def sentences(text: str, most: int) -> list[Span]:
         spans.append(Span(at, end.start() + (end.group(0) == "?"), "sentence"))
         at = end.end()
     spans.append(Span(at, len(text), "sentence"))
-    trimmed = [s.of(text) for s in spans]
-    return [s for s in trimmed if s.end > s.start][::-1][:most]
+    trimmed = (span.of(text) for span in reversed(spans))
+    return list(islice((span for span in trimmed if span.end > span.start), most))
 
 
 def first_sentence(text: str) -> Span:

@@ -87,6 +87,8 @@ TOKEN = re.compile(
     r"|(?P<tag></?(?:b|i|u|p|em|strong|sub|sup|br|span|code|center|answer|final)\s?/?>)|(?P<tie>~)",
     re.DOTALL | re.IGNORECASE,
 )
+#: Characters without which there is no token; a space may stand before the first one.
+MARKUP = re.compile(r"[\\^{}$*`<~]")
 #: Characters that look like another one and mean the same.
 ALIASES = str.maketrans("⁄∕º˚µ⟂", "//°°μ⊥")
 #: Units in one character.
@@ -200,6 +202,7 @@ FUNCTION = re.compile(
     r"(?<![A-Za-z\\])((?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|lg)"
     r"(?=\s?(?:[\d({_^√\\]|[a-zθαβ](?![A-Za-z])))"
 )
+PI = re.compile(r"pi(?<![A-Za-z\\]pi)(?![A-Za-z])")
 SHORT_FRACTION = re.compile(r"\\frac\s?(\d)\s?(\d)(?!\d)|\\frac\s?\{([^{}]{1,60})\}\s?(\d)(?!\d)")
 
 
@@ -207,12 +210,15 @@ SHORT_FRACTION = re.compile(r"\\frac\s?(\d)\s?(\d)(?!\d)|\\frac\s?\{([^{}]{1,60}
 def strip_markup(text: str) -> str:
     """An answer without LaTeX wrappers, dollars, markdown, tags and spaces at its ends."""
     text = one_meaning(text[:MOST_CHARACTERS].strip())
+    first = MARKUP.search(text)
+    if first is None:
+        return strip_ends(" ".join(text.split()))
     # One `$` before a number is a currency, two are LaTeX.
     currency = text.replace("\\$", "").count("$") == 1 and re.search(r"\$\s?-?[\d.]", text)
     parts: list[str] = []
     dropped: list[bool] = []
     at = 0
-    for token in TOKEN.finditer(text):
+    for token in TOKEN.finditer(text, max(0, first.start() - 1)):
         parts.append(text[at : token.start()])
         at = token.end()
         parts.append(replacement(token, dropped, text, bool(currency)))
@@ -320,8 +326,10 @@ def fold_case(text: str) -> str:
 
     `STRASSE` is `Straße`, and the Turkish `İ` is `i`.
     """
-    parts = CASE_COUNTS.split(text)
-    folded = "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
+    folded = text.casefold()
+    if folded != text:
+        parts = CASE_COUNTS.split(text)
+        folded = "".join(part if i % 2 else part.casefold() for i, part in enumerate(parts))
     return folded.replace("i\u0307", "i")
 
 
@@ -340,11 +348,12 @@ def text_form(text: str) -> str:
 
     `H_2O` is `H2O`: a subscript behind a letter needs no sign, one behind a digit keeps it.
     """
-    plain = CIRCLED.sub(r" \1", write_scripts(strip_markup(text)))
-    plain = unicodedata.normalize("NFKC", plain)
-    plain = ONE_SCRIPT.sub(r"\1\2", plain)
-    plain = fold_case(FORMULA_INDEX.sub(r"\1\2", plain))
-    plain = HALF_OF_DAY.sub(r" \1\2m", plain)
+    plain = strip_markup(text)
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKC", CIRCLED.sub(r" \1", write_scripts(plain)))
+    if "_" in plain or "^" in plain:
+        plain = FORMULA_INDEX.sub(r"\1\2", ONE_SCRIPT.sub(r"\1\2", plain))
+    plain = HALF_OF_DAY.sub(r" \1\2m", fold_case(plain))
     plain = " ".join(plain.replace("\\{", "{").replace("\\}", "}").split())
     return ARTICLE.sub("", strip_ends(plain))
 
@@ -358,18 +367,24 @@ def math_form(plain: str) -> str:
     Args:
         plain: an answer after `strip_markup`.
     """
-    out = write_scripts(plain)
-    out = HIGHER_ROOT.sub(lambda m: f"\\sqrt[{3 if m[0][0] == '∛' else 4}]{{{m[1] or m[2]}}}", out)
+    out = plain
+    if not plain.isascii():
+        out = HIGHER_ROOT.sub(higher_root, write_scripts(plain))
     out = SYMBOL.sub(lambda m: SYMBOLS.get(m.group(0), m.group(0)), out)
     out = ROOT.sub(lambda m: r"\sqrt{" + (m.group(1) or m.group(2)) + "}", out)
     out = out.replace("√", r"\sqrt")
     out = SHORT_FRACTION.sub(
         lambda m: r"\frac{%s}{%s}" % ((m[1], m[2]) if m[1] else (m[3], m[4])), out
     )
-    out = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", out)
-    out = FUNCTION.sub(r"\\\1 ", out)
+    out = FUNCTION.sub(r"\\\1 ", PI.sub(r"\\pi ", out))
     out = CLOSE_SCRIPT.sub(r"\1{\2}", " ".join(out.split()))
     return SPACE.sub(lambda m: m.group(1) or "", out)
+
+
+def higher_root(match: "re.Match[str]") -> str:
+    r"""`∛2` as `\sqrt[3]{2}`."""
+    degree = 3 if match.group(0)[0] == "∛" else 4
+    return rf"\sqrt[{degree}]{{{match.group(1) or match.group(2)}}}"
 
 
 def vulgar_fraction(match: "re.Match[str]") -> str:

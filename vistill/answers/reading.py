@@ -131,7 +131,8 @@ def with_golds(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
             verdict = read_translated(check, text, language, (golds, options, take, math))
         if verdict.position is not None:
             start, end = verdict.position
-            verdict = replace(verdict, extracted=response[start:end].strip())
+            if verdict.extracted != (extracted := response[start:end].strip()):
+                verdict = replace(verdict, extracted=extracted)
         return verdict if verdict.checker else replace(verdict, checker=name)
 
     return on_readable

@@ -44,16 +44,17 @@ COMMA_BEHIND_THAT = re.compile(r"\bthat, (?=the )")
 EXTRA_SPACES = re.compile(r" {1,9}(?= |[,.?!])")
 SPACES = re.compile(r"[,\s]{1,4}")
 
-# Numbers in languages with a decimal comma.
+# Numbers in languages with a decimal comma. What may not stand before a number is looked at behind
+# its first digit: `re` skips to a digit.
 #: `1.234,5` and `1 234,5`.
-GROUPS_AND_COMMA = re.compile(r"(?<![\d.,])\d{1,3}(?:[. ]\d{3}){1,6},\d{1,20}(?!\d|,\d)")
+GROUPS_AND_COMMA = re.compile(r"\d(?<![\d.,].)\d{0,2}(?:[. ]\d{3}){1,6},\d{1,20}(?!\d|,\d)")
 #: `1.234.567`
-SEVERAL_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,6}(?!\d|[.,]\d)")
+SEVERAL_GROUPS = re.compile(r"\d(?<![\d.,].)\d{0,2}(?:\.\d{3}){2,6}(?!\d|[.,]\d)")
 #: `1,234`, `3{,}125`: no groups.
-THREE_DECIMALS = re.compile(r"(?<![\d.,])\d{1,3}(?:,|\{,\})\d{3}(?!\d|[.,]\d)")
-DECIMALS = re.compile(r"(?<![\d.,])\d{1,9}(?:,|\{,\})\d{1,20}(?!\d|,\d)")
+THREE_DECIMALS = re.compile(r"\d(?<![\d.,].)\d{0,2}(?:,|\{,\})\d{3}(?!\d|[.,]\d)")
+DECIMALS = re.compile(r"\d(?<![\d.,].)\d{0,8}(?:,|\{,\})\d{1,20}(?!\d|,\d)")
 #: `1.234`: groups, or three decimals in the English way.
-ONE_GROUP = re.compile(r"(?<![\d.,])[1-9]\d{0,2}\.\d{3}(?!\d|[.,]\d)")
+ONE_GROUP = re.compile(r"[1-9](?<![\d.,].)\d{0,2}\.\d{3}(?!\d|[.,]\d)")
 COMMA = re.compile(r"\{?,\}?")
 
 
@@ -62,7 +63,7 @@ class Translation:
     """A text with other words in it, and where its characters stand in the original."""
 
     text: str
-    places: list[int]
+    places: Sequence[int]
     """For each character, and for the end, its position in the original."""
 
     def replace(
@@ -80,10 +81,11 @@ class Translation:
         at = 0
         for match in pattern.finditer(by or self.text):
             written = write(match)
-            parts += [self.text[at : match.start()], written]
-            places += self.places[at : match.start()]
-            places += [self.places[match.start()]] * len(written)
-            at = match.end()
+            start, end = match.span()
+            parts += [self.text[at:start], written]
+            places += self.places[at:start]
+            places += [self.places[start]] * len(written)
+            at = end
         if not at:
             return self
         return Translation("".join([*parts, self.text[at:]]), [*places, *self.places[at:]])
@@ -91,7 +93,7 @@ class Translation:
 
 def original(text: str, start: int = 0) -> Translation:
     """A text as its own translation; it begins at a position of the whole one."""
-    return Translation(text, list(range(start, start + len(text) + 1)))
+    return Translation(text, range(start, start + len(text) + 1))
 
 
 def join(parts: Sequence[Translation]) -> Translation:
@@ -108,7 +110,7 @@ def begins_in_other_language(lower: str) -> bool:
     first = FIRST_WORD.match(lower)
     if first and first.group(1) in ANY_CLUE:
         return True
-    return any(word in lower for word in LONG_ANSWER_WORDS)
+    return any(map(lower.__contains__, LONG_ANSWER_WORDS))
 
 
 def find_language(text: str) -> Language | None:
@@ -116,15 +118,18 @@ def find_language(text: str) -> Language | None:
     text = text.strip()
     ends = text if len(text) <= 2 * WINDOW else f"{text[:WINDOW]} {text[-WINDOW:]}"
     if not ends.isascii():
+        latin = len(LATIN_LETTER.findall(ends))
         for language, script in SCRIPTS:
             # formulas and letters of options are Latin in every language
-            if 4 * len(script.findall(ends)) > len(LATIN_LETTER.findall(ends)):
+            if 4 * len(script.findall(ends)) > latin:
                 return language
     lower = ends.lower()
     is_long = len(lower) > 3 * SHORT
     if is_long and ANY_CLUE.isdisjoint(lower.split()) and not begins_in_other_language(lower):
         return None
     words = set(WORD.findall(lower))
+    if words.isdisjoint(ANY_CLUE):
+        return None
     scores = {
         name: len(words & clues) + 2 * len(words & ANSWER_WORDS[name])
         for name, clues in CLUES.items()

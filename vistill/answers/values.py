@@ -168,7 +168,7 @@ class Value:
         """Whether it is an expression that is no number: `10π`, not `Point A`."""
         return (
             self.number is None
-            and any(c.isdigit() for c in self.form)
+            and any(map(str.isdigit, self.form))
             and is_mathematical(self.form)
             and not is_time_or_date(self.form)
         )
@@ -182,7 +182,7 @@ def parse_number(text: str) -> Fraction | None:
     bare = VULGAR.sub(vulgar_fraction, text.strip().rstrip("."))
     if not bare or len(bare) > 200:
         return None
-    if not any(c.isdigit() for c in bare):
+    if not any(map(str.isdigit, bare)):
         return parse_word_number(bare)
     try:
         mixed = parse_mixed(bare.strip())
@@ -300,7 +300,7 @@ def is_expression(head: str, tail: str) -> bool:
     """Whether `head` is mathematics that a unit may follow: `144π`, not `y = 3` or `x`."""
     if ANGLE_FUNCTION.search(head) and tail.startswith(("°", "deg")):
         return False
-    if "=" in head or not any(c.isdigit() for c in head):
+    if "=" in head or not any(map(str.isdigit, head)):
         return False
     # A single letter directly behind mathematics is a variable: `2√3 m` has a unit, `2xm` has not.
     return is_mathematical(head) and not re.search(r"(?<![A-Za-z\\])[a-zA-Z](?![A-Za-z])", head)
@@ -347,4 +347,6 @@ def is_mathematical(text: str) -> bool:
 
 def is_time_or_date(text: str) -> bool:
     """Whether a text is a clock time, a ratio or a date, whose parts are compared one by one."""
+    if not any(sign in text for sign in ":-/"):
+        return False
     return bool(DATE.match(text) or RANGE.match(text) or RATIO.match(text))

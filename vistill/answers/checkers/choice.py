@@ -70,6 +70,8 @@ NUMBERED = re.compile(r"^\s{0,4}\(?\d{1,2}[.):]\s{0,3}")
 LINE_LETTER = re.compile(r"\s{0,4}[*\-|]{0,3}\s?(?:[Oo]ption\s)?[(\[]?([A-Z])(?:[)\].:]|\s{0,9}\|)")
 EQUATION_OF_LETTERS = re.compile(r"[A-Z]\s?=")
 LINE_END_LETTER = re.compile(r"(?:^|\s)[(\[]?[A-Z][)\].:]\s{0,3}$")
+#: Characters that a match of `LINE_END_LETTER` has at most.
+LONGEST_LABEL = 8
 CONCLUDES = re.compile(
     r"^\W{0,4}(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|based on|overall"
     r"|conclusion|in summary)\b",
@@ -228,13 +230,13 @@ def read_subject(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] 
 
 def lists_options(text: str, at: int) -> bool:
     """Whether the line at a position and the next or previous line begin with different letters."""
-    before = text[max(0, at - 300) : at].rstrip().rsplit("\n", 1)[-1]
     here, _, after = text[at : at + 400].partition("\n")
-    letters = [LINE_LETTER.match(line) for line in (before, here, after.lstrip().split("\n", 1)[0])]
-    if letters[1] is None:
+    letter = LINE_LETTER.match(here)
+    if letter is None:
         return False
-    here_letter = letters[1].group(1)
-    return any(other and other.group(1) != here_letter for other in (letters[0], letters[2]))
+    before = text[max(0, at - 300) : at].rstrip().rsplit("\n", 1)[-1]
+    others = map(LINE_LETTER.match, (before, after.lstrip().split("\n", 1)[0]))
+    return any(other and other.group(1) != letter.group(1) for other in others)
 
 
 def read_conclusion(text: str, reader: ChoiceReader) -> Commitment[frozenset[str]] | None:
@@ -279,7 +281,7 @@ def read_last(
 def is_listed(text: str, at: int, reader: ChoiceReader) -> bool:
     """Whether a sentence is the text of an option in a list on one line: `A. 30 B. 40`."""
     line = text[max(0, at - 200) : at].rpartition("\n")[2]
-    label = LINE_END_LETTER.search(line)
+    label = LINE_END_LETTER.search(line, max(0, len(line) - LONGEST_LABEL))
     return bool(label) and bool(labelled_options(line[: label.start()], reader.options))
 
 
@@ -322,7 +324,8 @@ def named_in(raw: str, reader: ChoiceReader, with_texts: bool) -> frozenset[str]
     alone = parse_letters(strip_markup(raw), len(reader.options)) if len(raw) < 24 else None
     if with_texts and alone and not alone.rest and not alone.hedged and not raw.islower():
         return alone.letters
-    letters = frozenset(reader.mentions(before_comparison(raw)) or reader.mentions(raw))
+    head = before_comparison(raw)
+    letters = frozenset(reader.mentions(head) or (reader.mentions(raw) if head != raw else ()))
     if letters or not with_texts or not len(reader.options):
         return letters
     named = option_in(raw, reader.options)

@@ -155,7 +155,8 @@ def read_math(plain: str, rule: str) -> Reading | None:
     candidates = [plain, bare, LABEL.sub("", bare), stated, POINT.sub("", stated), grid_size(plain)]
     candidates += first_values(stated)
     if not EQUATIONS.search(stated):
-        candidates += [predicate(stated), without_lead_in(predicate(stated))]
+        behind = predicate(stated)
+        candidates += [behind, without_lead_in(behind)]
         candidates += [right_side(stated), left_side(stated)]
     forms = [c for c in dict.fromkeys(candidates) if c and is_value(c)]
     hedged = rule == "bare" and (HEDGE.search(stated) or is_no_statement(stated))
@@ -220,6 +221,8 @@ def only_number(sentence: str) -> str:
     if OPERATOR.search(sentence) or HEDGE.search(sentence):
         return ""
     numbers = [(m.start(), m.group(0)) for m in NUMBER.finditer(sentence)]
+    if len(numbers) > 1:
+        return ""
     words = [(w.start, str(w.number)) for w in find_word_numbers(sentence)]
     if len(numbers) == 1:  # `five (5)`
         value = str(parse_number(numbers[0][1]))
