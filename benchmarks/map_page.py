@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
-from statistics import fmean
+from statistics import correlation, fmean
 from typing import Any
 
 from map import CELLS, VARIANTS
@@ -36,6 +36,7 @@ SHOWN = (
 KEPT = (
     "arm", "seed", "student", "teacher", "rate", "before",
     "accuracy", "accuracy_equal_compute", "greedy", "compute",
+    "misread/rollout_share", "misread/kept_share",
 )  # fmt: skip
 WIDTH, LEFT, RIGHT, TOP, ROW, STEP = 900, 170, 20, 70, 74, 15
 TICK = 10
@@ -47,52 +48,75 @@ def read_cell(name: str, folder: Path) -> dict[str, Any]:
     return {
         "what": asdict(CELLS[name]),
         "notes": record["notes"],
-        "runs": [{key: run[key] for key in KEPT} for run in record["runs"]],
+        "runs": [{key: run[key] for key in KEPT if key in run} for run in record["runs"]],
     }
 
 
-def accuracies(cell: Mapping[str, Any], arm: str) -> Crossed:
-    """The accuracy of each run of an arm, by student, teacher and seed."""
+def accuracies(cell: Mapping[str, Any], arm: str, key: str = "accuracy") -> Crossed:
+    """The accuracy, or another figure, of each run of an arm, by student, teacher and seed."""
     return {
-        (run["student"], run["teacher"], run["seed"]): run["accuracy"]
+        (run["student"], run["teacher"], run["seed"]): run[key]
         for run in cell["runs"]
         if run["arm"] == arm
     }
 
 
-def differences(cell: Mapping[str, Any], arm: str, base: str) -> Crossed:
+def differences(cell: Mapping[str, Any], arm: str, base: str, key: str = "accuracy") -> Crossed:
     """Run by run the accuracy of an arm minus that of another one, in points."""
-    ours, theirs = accuracies(cell, arm), accuracies(cell, base)
+    ours, theirs = accuracies(cell, arm, key), accuracies(cell, base, key)
     return {key: 100 * (value - theirs[key]) for key, value in ours.items()}
 
 
 def mean_of(cell: Mapping[str, Any], arm: str, key: str) -> str:
     """The mean of a figure over the runs of an arm, in per cent; `-` without it."""
-    values = [run[key] for run in cell["runs"] if run["arm"] == arm and run[key] is not None]
+    values = [run[key] for run in cell["runs"] if run["arm"] == arm and run.get(key) is not None]
     return f"{100 * fmean(values):.1f}" if values else "-"
 
 
 def accuracy_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """The table of arms: mean accuracies at T = 1, in brackets greedy."""
+    """The table of arms: mean accuracies at T = 1, in brackets greedy; rollouts with a misread."""
     arms = list(dict.fromkeys(arm for pair in SHOWN for arm in reversed(pair[:2])))
-    yield f"| cell | before | {' | '.join(f'`{arm}`' for arm in arms)} |"
-    yield "|---" * (2 + len(arms)) + "|"
+    names = " | ".join(f"`{arm}`" for arm in arms)
+    yield f"| cell | before | {names} | rollouts that misread | tokens that stay |"
+    yield "|---" * (4 + len(arms)) + "|"
     for name, cell in results.items():
         words = [f"`{name}`", mean_of(cell, arms[0], "before")]
         words += [
             f"{mean_of(cell, arm, 'accuracy')} ({mean_of(cell, arm, 'greedy')})" for arm in arms
         ]
+        words += [mean_of(cell, "grounded_opd", f"misread/{k}_share") for k in ("rollout", "kept")]
         yield f"| {' | '.join(words)} |"
 
 
-def difference_lines(results: Mapping[str, Any]) -> Iterator[str]:
+def difference_lines(results: Mapping[str, Any], key: str = "accuracy") -> Iterator[str]:
     """The table of paired differences at T = 1: mean, range of the runs, runs ahead."""
     yield f"| cell | {' | '.join(f'`{arm}` minus `{base}`' for arm, base, _ in SHOWN)} |"
     yield "|---" * (1 + len(SHOWN)) + "|"
     for name, cell in results.items():
         words = [f"`{name}`"]
-        words += [short_difference(differences(cell, arm, base)) for arm, base, _ in SHOWN]
+        words += [short_difference(differences(cell, arm, base, key)) for arm, base, _ in SHOWN]
         yield f"| {' | '.join(words)} |"
+
+
+def overview_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Over all runs: how often an arm is ahead, and with what the gain goes."""
+    for arm, base, _ in SHOWN:
+        values = [v for cell in results.values() for v in differences(cell, arm, base).values()]
+        ahead = sum(value > 0 for value in values)
+        points = f"{fmean(values):+.1f} points, ahead in {ahead} of {len(values)} runs"
+        yield f"- `{arm}` minus `{base}`: {points}."
+    gains, shares = [], []
+    for cell in results.values():
+        gain = differences(cell, "grounded_opd", "opd")
+        share = accuracies(cell, "grounded_opd", "misread/rollout_share")
+        gains += [gain[key] for key in sorted(gain)]
+        shares += [share[key] for key in sorted(gain)]
+    if len(set(gains)) == 1 or len(set(shares)) == 1:
+        return
+    yield (
+        "- Correlation of the gain of `grounded_opd` over `opd` with the share of rollouts that "
+        f"misread, over all {len(gains)} runs: {correlation(gains, shares):.2f}."
+    )
 
 
 def variant_lines(results: Mapping[str, Any]) -> Iterator[str]:
@@ -180,7 +204,20 @@ def write(results: Mapping[str, Any]) -> None:
     """The tables between the marks of the page, and the figure."""
     missing = [f"`{n}`" for n, cell in CELLS.items() if n not in results and not cell.held_back]
     rest = ["", f"Not run yet: {', '.join(missing)}."] if missing else []
-    tables = "\n".join([*difference_lines(results), "", *accuracy_lines(results), *rest])
+    tables = "\n".join(
+        [
+            *overview_lines(results),
+            "",
+            *difference_lines(results),
+            "",
+            "At equal compute, that of the cheapest arm of a run:",
+            "",
+            *difference_lines(results, "accuracy_equal_compute"),
+            "",
+            *accuracy_lines(results),
+            *rest,
+        ]
+    )
     write_between(BEGIN, END, tables)
     varied = {n: c for n, c in results.items() if any(r["arm"] in VARIANTS for r in c["runs"])}
     lines = variant_lines(varied) if varied else ["Not run yet."]

@@ -18,6 +18,7 @@ def write_cell(folder, name, gain, arms=ARMS):
     runs = [
         {"arm": arms[a], "seed": s, "student": s, "teacher": 0, "rate": 3e-4, "before": 0.25,
          "accuracy": 0.5 + gain * a + 0.01 * s, "accuracy_equal_compute": 0.5, "greedy": 0.75,
+         "misread/rollout_share": 0.4 + 0.1 * s * (gain > 0), "misread/kept_share": 0.5,
          "compute": 1.0, "updates": 64}
         for s, a in keys
     ]  # fmt: skip
@@ -48,11 +49,15 @@ def test_the_table_has_paired_differences_of_finished_cells_in_points(own_files)
     assert page.endswith("after\n")
     assert "stale" not in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == ["demo", "short"] * 2
+    assert [row.split("`")[1] for row in rows] == ["demo", "short"] * 3
     assert "| **+10.0** (+10.0 to +10.0), 2 of 2 | **+20.0**" in rows[0]
     assert rows[0].endswith("| **+20.0** (+20.0 to +20.0), 2 of 2 |")
     assert "**-5.0** (-5.0 to -5.0), 0 of 2" in rows[1]
-    assert rows[2] == "| `demo` | 25.0 | 50.5 (75.0) | 60.5 (75.0) | 70.5 (75.0) | 80.5 (75.0) |"
+    assert rows[2].count("**+0.0**") == 4  # at equal compute all arms are equal here
+    assert rows[4] == (
+        "| `demo` | 25.0 | 50.5 (75.0) | 60.5 (75.0) | 70.5 (75.0) | 80.5 (75.0) | 45.0 | 50.0 |"
+    )
+    assert "- `grounded_opd` minus `opd`: +7.5 points, ahead in 2 of 4 runs." in page
     assert map_page.FIGURE.read_text().count('r="3.5"') == 2 * 4 * 2
 
 
