@@ -105,6 +105,14 @@ def overview_lines(results: Mapping[str, Any]) -> Iterator[str]:
         ahead = sum(value > 0 for value in values)
         points = f"{fmean(values):+.1f} points, ahead in {ahead} of {len(values)} runs"
         yield f"- `{arm}` minus `{base}`: {points}."
+    for base in ("opd", "va_opd"):
+        behind = [
+            f"`{name}` ({value:+.1f}; student {key[0]}, teacher {key[1]}, seed {key[2]})"
+            for name, cell in results.items()
+            for key, value in sorted(differences(cell, "grounded_opd", base).items())
+            if value <= 0
+        ]
+        yield f"- `grounded_opd` is not ahead of `{base}` in: {', '.join(behind) or 'no run'}."
     gains, shares = [], []
     for cell in results.values():
         gain = differences(cell, "grounded_opd", "opd")

@@ -57,6 +57,10 @@ def test_the_table_has_paired_differences_of_finished_cells_in_points(own_files)
     assert rows[4] == (
         "| `demo` | 25.0 | 50.5 (75.0) | 60.5 (75.0) | 70.5 (75.0) | 80.5 (75.0) | 45.0 | 50.0 |"
     )
+    assert (
+        "- `grounded_opd` is not ahead of `va_opd` in: `short` (-10.0; student 0, teacher 0, seed "
+        "0), `short` (-10.0; student 1, teacher 0, seed 1)."
+    ) in page
     assert "- `grounded_opd` minus `opd`: +7.5 points, ahead in 2 of 4 runs." in page
     assert map_page.FIGURE.read_text().count('r="3.5"') == 2 * 4 * 2
 
