@@ -127,6 +127,23 @@ def overview_lines(results: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def student_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Means by student: its gain, and how often it misreads while it learns."""
+    pairs = (("va_opd", "opd"), ("grounded_opd", "opd"), ("grounded_opd", "va_opd"))
+    names = " | ".join(f"`{arm}` minus `{base}`" for arm, base in pairs)
+    yield f"| cell | student | {names} | rollouts that misread |"
+    yield "|---" * (3 + len(pairs)) + "|"
+    for name, cell in results.items():
+        shares = accuracies(cell, "grounded_opd", "misread/rollout_share")
+        for student in sorted({key[0] for key in shares}):
+            words = [f"`{name}`", str(student)]
+            for arm, base in pairs:
+                by_run = differences(cell, arm, base)
+                words.append(f"{fmean(v for key, v in by_run.items() if key[0] == student):+.1f}")
+            share = fmean(value for key, value in shares.items() if key[0] == student)
+            yield f"| {' | '.join([*words, f'{100 * share:.0f}'])} |"
+
+
 def variant_lines(results: Mapping[str, Any]) -> Iterator[str]:
     """Variants of `grounded_opd`: accuracy, and paired differences to it and to `opd`."""
     yield "| cell | arm | T = 1 (greedy) | minus `opd` | minus `va_opd` | minus `grounded_opd` |"
@@ -223,6 +240,10 @@ def write(results: Mapping[str, Any]) -> None:
             *difference_lines(results, "accuracy_equal_compute"),
             "",
             *accuracy_lines(results),
+            "",
+            "By student:",
+            "",
+            *student_lines(results),
             *rest,
         ]
     )

@@ -49,7 +49,9 @@ def test_the_table_has_paired_differences_of_finished_cells_in_points(own_files)
     assert page.endswith("after\n")
     assert "stale" not in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == ["demo", "short"] * 3
+    assert [row.split("`")[1] for row in rows] == ["demo", "short"] * 3 + ["demo"] * 2 + [
+        "short"
+    ] * 2
     assert "| **+10.0** (+10.0 to +10.0), 2 of 2 | **+20.0**" in rows[0]
     assert rows[0].endswith("| **+20.0** (+20.0 to +20.0), 2 of 2 |")
     assert "**-5.0** (-5.0 to -5.0), 0 of 2" in rows[1]
@@ -57,6 +59,7 @@ def test_the_table_has_paired_differences_of_finished_cells_in_points(own_files)
     assert rows[4] == (
         "| `demo` | 25.0 | 50.5 (75.0) | 60.5 (75.0) | 70.5 (75.0) | 80.5 (75.0) | 45.0 | 50.0 |"
     )
+    assert rows[7] == "| `demo` | 1 | +10.0 | +30.0 | +20.0 | 50 |"
     assert (
         "- `grounded_opd` is not ahead of `va_opd` in: `short` (-10.0; student 0, teacher 0, seed "
         "0), `short` (-10.0; student 1, teacher 0, seed 1)."
