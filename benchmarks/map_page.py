@@ -77,7 +77,7 @@ def accuracy_lines(results: Mapping[str, Any]) -> Iterator[str]:
     """The table of arms: mean accuracies at T = 1, in brackets greedy; rollouts with a misread."""
     arms = list(dict.fromkeys(arm for pair in SHOWN for arm in reversed(pair[:2])))
     names = " | ".join(f"`{arm}`" for arm in arms)
-    yield f"| cell | before | {names} | rollouts that misread | tokens that stay |"
+    yield f"| cell | before | {names} | rollouts that misread | tokens kept |"
     yield "|---" * (4 + len(arms)) + "|"
     for name, cell in results.items():
         words = [f"`{name}`", mean_of(cell, arms[0], "before")]
@@ -221,8 +221,12 @@ def frame(low: float, high: float, height: int, x: Any) -> Iterator[str]:
 
 def write_between(begin: str, end: str, body: str) -> None:
     """Replace what stands between two marks of the page."""
-    text = PAGE.read_text()
-    PAGE.write_text(f"{text.split(begin)[0]}{begin}\n\n{body}\n\n{end}{text.split(end)[1]}")
+    PAGE.write_text(replaced_between(PAGE.read_text(), begin, end, body))
+
+
+def replaced_between(text: str, begin: str, end: str, body: str) -> str:
+    """A text with something else between two marks."""
+    return f"{text.split(begin)[0]}{begin}\n\n{body}\n\n{end}{text.split(end)[1]}"
 
 
 def write(results: Mapping[str, Any]) -> None:

@@ -180,9 +180,7 @@ def lines_of(results: Mapping[str, Any]) -> list[str]:
 
 def page_with(text: str, results: Mapping[str, Any]) -> str:
     """The page with the tables of these results between its marks."""
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    body = "\n".join(lines_of(results))
-    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+    return map_page.replaced_between(text, BEGIN, END, "\n".join(lines_of(results)))
 
 
 def main() -> None:

@@ -111,7 +111,9 @@ def no_file_stays_open():
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_shared_memory_is_the_same_on_both_sides_and_outlives_its_number(pair, no_file_stays_open):
+def test_shared_memory_is_the_same_on_both_sides_and_outlives_its_descriptor(
+    pair, no_file_stays_open
+):
     block, sent = share(weights())
     with block:
         send(pair[0], {"op": "sync"}, [b"x"], block)
@@ -127,9 +129,9 @@ def test_shared_memory_without_its_length_or_of_another_length_is_refused(pair, 
     block, sent = share(weights())
     frames = [
         (b'{"blocks":[],"shared":128}', []),  # no memory
-        (b'{"blocks":[]}', [block.number]),  # no length
-        (b'{"blocks":[],"shared":1000000}', [block.number]),  # too long
-        (b'{"blocks":[],"shared":"1"}', [block.number]),
+        (b'{"blocks":[]}', [block.descriptor]),  # no length
+        (b'{"blocks":[],"shared":1000000}', [block.descriptor]),  # too long
+        (b'{"blocks":[],"shared":"1"}', [block.descriptor]),
     ]
     for text, numbers in frames:
         socket.send_fds(pair[0], [len(text).to_bytes(8, "big") + text], numbers)

@@ -22,18 +22,18 @@ ALIGNMENT = 64
 
 
 class SharedBlock(AbstractContextManager["SharedBlock"]):
-    """A block of memory, and the number by which another process gets it (`vllm_messages.send`).
+    """A block of memory, and the file descriptor by which another process gets it.
 
-    Closing it closes the number. The memory stays while something uses it.
+    Closing it closes the descriptor. The memory stays while something uses it.
     """
 
     def __init__(self, size: int) -> None:
-        self.number = os.memfd_create("vistill-weights")
+        self.descriptor = os.memfd_create("vistill-weights")
         try:
-            os.ftruncate(self.number, max(size, 1))
-            self.memory = mmap.mmap(self.number, max(size, 1))
+            os.ftruncate(self.descriptor, max(size, 1))
+            self.memory = mmap.mmap(self.descriptor, max(size, 1))
         except BaseException:
-            os.close(self.number)
+            os.close(self.descriptor)
             raise
 
     def __enter__(self) -> Self:
@@ -43,8 +43,8 @@ class SharedBlock(AbstractContextManager["SharedBlock"]):
         self.close()
 
     def close(self) -> None:
-        """Close the number."""
-        os.close(self.number)
+        """Close the descriptor."""
+        os.close(self.descriptor)
 
 
 def places_of(spec: WeightSpec) -> tuple[dict[str, tuple[int, int]], int]:

@@ -1,9 +1,9 @@
 """Messages between a run and its vLLM process: a JSON object and blocks of bytes over a socket.
 
 A frame is the length of the object as 8 bytes, the object in UTF-8, and its blocks one after the
-other; `blocks` in the object lists their lengths. Shared memory (`vllm_memory.py`) goes as a number
-of a file next to the length, `shared` in the object is its length, and it is the last block of what
-is received. Nothing is pickled. Both sides import this file.
+other; `blocks` in the object lists their lengths. Shared memory (`vllm_memory.py`) goes as a file
+descriptor next to the length, `shared` in the object is its length, and it is the last block of
+what is received. Nothing is pickled. Both sides import this file.
 """
 
 import json
@@ -31,7 +31,7 @@ class Closed(Exception):  # noqa: N818  (the other side may end on purpose)
 class Shared(Protocol):
     """Memory that goes to the other process as it is (`vllm_memory.SharedBlock`)."""
 
-    number: int
+    descriptor: int
     memory: mmap.mmap
 
 
@@ -48,7 +48,7 @@ def send(
     text = json.dumps({**message, **sizes, **held}).encode()
     try:
         length = LENGTH.pack(len(text))
-        count = 0 if shared is None else socket.send_fds(channel, [length], [shared.number])
+        count = 0 if shared is None else socket.send_fds(channel, [length], [shared.descriptor])
         channel.sendall(length[count:] + text)
         for view in views:
             channel.sendall(view)
@@ -63,31 +63,31 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[Received]]:
         Closed: the other side is gone.
         ValueError: what it sent is no frame.
     """
-    head, numbers = receive_head(channel)
+    head, descriptors = receive_head(channel)
     try:
         message, blocks = receive_rest(channel, head)
         size = message.pop("shared", None)
-        if (size is None) != (not numbers):
+        if (size is None) != (not descriptors):
             raise ValueError("a message with shared memory and without its length, or the reverse")
         if size is None:
             return message, [*blocks]
         if type(size) is not int or size < 1:
             raise ValueError("a message without the length of its shared memory")
-        return message, [*blocks, mmap.mmap(numbers[0], size)]
+        return message, [*blocks, mmap.mmap(descriptors[0], size)]
     finally:
-        for number in numbers:
-            os.close(number)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def receive_head(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """The length of the object, and the numbers of shared memory (Closed without them)."""
+    """The length of the object, and the file descriptors of shared memory (Closed without them)."""
     try:
-        head, numbers, _, _ = socket.recv_fds(channel, LENGTH.size, 1)
+        head, descriptors, _, _ = socket.recv_fds(channel, LENGTH.size, 1)
     except ConnectionResetError as error:
         raise Closed(str(error)) from error
     if not head:
         raise Closed("the other side closed the socket")
-    return head + receive_bytes(channel, LENGTH.size - len(head)), numbers
+    return head + receive_bytes(channel, LENGTH.size - len(head)), descriptors
 
 
 def receive_rest(channel: socket.socket, head: bytes) -> tuple[dict[str, Any], list[bytearray]]:

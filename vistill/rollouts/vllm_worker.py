@@ -155,7 +155,7 @@ class Worker:
         """Build the model of a folder with the first weights."""
         is_cpu = current_platform.is_cpu()
         self.can_sleep = bool(current_platform.is_cuda())
-        self.spec = {name: (kind, tuple(shape)) for name, kind, shape in message["weights"]}
+        self.spec = spec_in(message)
         SentLoader.weights = self.checked_weights(message, blocks)
         share = {}
         if self.can_sleep:
@@ -192,8 +192,7 @@ class Worker:
 
     def checked_weights(self, message: dict[str, Any], blocks: list[Received]) -> dict[str, Tensor]:
         """The weights of a message (Refused if they are not those of the model)."""
-        spec = {name: (kind, tuple(shape)) for name, kind, shape in message["weights"]}
-        weights = tensors_in(blocks[-1], spec)
+        weights = tensors_in(blocks[-1], spec_in(message))
         problem = update_problem(weights, self.spec)
         if problem is None and digest_of(weights) != message["digest"]:
             problem = "the bytes that arrived are not those that were sent"
@@ -266,6 +265,11 @@ class Worker:
         if self.can_sleep:
             self.llm.wake_up()
         return {}
+
+
+def spec_in(message: dict[str, Any]) -> WeightSpec:
+    """Precision and shape of each weight of a message."""
+    return {name: (kind, tuple(shape)) for name, kind, shape in message["weights"]}
 
 
 def picture(size: Sequence[int], data: Received) -> Image.Image:
