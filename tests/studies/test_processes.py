@@ -267,6 +267,17 @@ def test_an_arm_has_one_thread_no_network_and_no_terminal(folder):
     assert leads_session
 
 
+def test_the_progress_of_a_command_without_a_recipe_is_its_last_line(folder):
+    arm = fake("student 1", "time.sleep(60)")
+    processes = Processes([arm], at_once=1)
+    processes.advance()
+    assert join_parts(processes.parts()) == "student 1"
+    with (arm.folder / "console.log").open("a") as log:
+        log.write("vision step 50: 0.9 of the digits correct\nread step 100: loss 0.8\n")
+    assert join_parts(processes.parts()) == "student 1: read step 100: loss 0.8"
+    processes.stop()
+
+
 def test_progress_comes_from_the_logs_even_with_an_incomplete_line(folder):
     arm = fake("a", "time.sleep(60)")
     arm.folder.mkdir()

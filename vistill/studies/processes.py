@@ -210,9 +210,16 @@ class ArmProcess:
         return self.code is not None and (self.code in STOPPED or self.code < 0)
 
     def parts(self) -> list[Part]:
-        """The step and the accuracy from the logs of the arm, and what it does now."""
+        """The step and the accuracy from the logs of the arm, and what it does now.
+
+        A command without a recipe has no such logs: its last line of output.
+        """
         folder = RunFolder(self.arm.folder)
-        step = last_record(folder.metrics).get("step", 0)
+        last = last_record(folder.metrics)
+        if self.arm.recipe is None and not last:
+            line = self.last_lines(1).strip()
+            return [Part(f"{self.arm.name}: {line}" if line else self.arm.name, 7, self.arm.name)]
+        step = last.get("step", 0)
         accuracy = last_record(folder.evaluations).get("accuracy")
         status = read_json(self.status_file)
         total = f"/{status['steps']}" if status.get("steps") else ""
