@@ -125,7 +125,9 @@ def train_vision(
 ) -> None:
     """Phase 1: a temporary linear head on each merged visual token predicts its digit or none."""
     visual = vlm.model.model.visual  # pyright: ignore[reportAttributeAccessIssue]
-    probe = torch.nn.Linear(plan.size.hidden, 10).to(vlm.device)
+    with torch.random.fork_rng(devices=[]):  # torch's own seed is another one in each process
+        torch.manual_seed(plan.seed)
+        probe = torch.nn.Linear(plan.size.hidden, 10).to(vlm.device)
     parameters = [*visual.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.vision_lr, weight_decay=0.01)
     rng = keyed_generator("raise-vision", plan.seed)
