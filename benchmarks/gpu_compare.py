@@ -12,7 +12,7 @@ Time, in seconds. Estimates: nothing of this was measured on a GPU.
 - Start and tokenizer: 20.
 - Models: 1,500 and 1,600 steps. A step alone is bound by starting its kernels: ten layers x 120
   operators, forward and backward, x 8 us, and 20 ms for batches on the host: 30 to 60 ms. Four
-  processes (two rates for each kind) take turns on the device, 60 to 130 ms a step: 100 to 210.
+  processes (two rates for each kind) take turns on the device, 60 to 130 ms per step: 100 to 210.
   Pictures are drawn and encoded once, 2 ms each x 6,000 x two views: 25. Measuring: 10.
   At `MODELS_SHARE` of the budget the rest is stopped if each kind has a finished model.
 - Runs: nine at once. An update writes 96 tokens x 6 layers x 60 operators (0.25 s alone), then
