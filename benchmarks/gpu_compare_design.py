@@ -73,6 +73,7 @@ REAL = Design(
         "train.kernels=torch",
         "train.deterministic=false",
         "train.micro_batch=16",
+        "train.workers=2",
         "save.every=0",
         "eval.every=16",
         "eval.limit=1024",
