@@ -126,17 +126,24 @@ def about(args: argparse.Namespace) -> dict:
     """Return versions, commit, date and command."""
     import gpu_setup
 
+    return {
+        "items": args.items or "all",
+        "attention": args.attention,
+        **versions(args.budget, gpu_setup.VERSION),
+    }
+
+
+def versions(budget: float, vistill: str) -> dict:
+    """Return date, budget, versions and commit."""
     other = {
         n: f"{v}, tested: {tested}"
         for n, tested in pinned_versions().items()
         if (v := version_of(n)) not in (None, tested)
     }
     return {
-        "items": args.items or "all",
-        "attention": args.attention,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "budget_seconds": args.budget,
-        "vistill": gpu_setup.VERSION,
+        "budget_seconds": budget,
+        "vistill": vistill,
         "commit": output_of(
             "git", "-C", str(REPO), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"
         ),

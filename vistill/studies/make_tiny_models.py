@@ -38,7 +38,7 @@ from vistill.rollouts.build import make_engine
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.storage import write_json
 from vistill.runtime import keep_large_allocations, quiet_libraries, use_one_thread
-from vistill.studies.tiny_plans import EVERYDAY, TrainingPlan, changed_plan
+from vistill.studies.tiny_plans import EVERYDAY, TrainingPlan, changed_plan, view_shares
 from vistill.types import Prompt, View
 from vistill.views import ViewContext, apply_view
 from vistill.views.privileged import REF_INTRO, TRANSITION
@@ -125,7 +125,9 @@ def train_vision(
 ) -> None:
     """Phase 1: a temporary linear head on each merged visual token predicts its digit or none."""
     visual = vlm.model.model.visual  # pyright: ignore[reportAttributeAccessIssue]
-    probe = torch.nn.Linear(plan.size.hidden, 10)
+    with torch.random.fork_rng(devices=[]):  # torch's own seed is another one in each process
+        torch.manual_seed(plan.seed)
+        probe = torch.nn.Linear(plan.size.hidden, 10).to(vlm.device)
     parameters = [*visual.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.vision_lr, weight_decay=0.01)
     rng = keyed_generator("raise-vision", plan.seed)
@@ -143,6 +145,7 @@ def train_vision(
         for row, (_, cells) in enumerate(examples):
             for cell, value in cells:
                 target[row, cell] = value
+        target = target.to(vlm.device)
         logits = probe(torch.cat(features.pooler_output))
         loss = F.cross_entropy(logits, target.reshape(-1))
         apply_update(optimizer, loss, plan.vision_lr * cosine(step, plan.vision_steps), parameters)
@@ -154,7 +157,7 @@ def train_vision(
 
 def weighted_nll(vlm: VLM, groups: list[EncodedGroup], digit_weight: float) -> Tensor:
     """Mean negative log-likelihood of the responses, with a higher weight on digits."""
-    ids = torch.tensor([i for g in groups for r in g.responses for i in r])
+    ids = torch.tensor([i for g in groups for r in g.responses for i in r], device=vlm.device)
     head = vlm.head(vlm.vocabulary_size)
     logits = head.logits(response_states(vlm, groups))
     weight = torch.where(torch.isin(ids, digit_ids(vlm)), digit_weight, 1.0)
@@ -163,7 +166,8 @@ def weighted_nll(vlm: VLM, groups: list[EncodedGroup], digit_weight: float) -> T
 
 def digit_ids(vlm: VLM) -> Tensor:
     """Token ids of the ten digits."""
-    return torch.tensor([vlm.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)])
+    ids = [vlm.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
+    return torch.tensor(ids, device=vlm.device)
 
 
 def wrong_values(item: Diagram, rng: np.random.Generator) -> Diagram:
@@ -178,6 +182,7 @@ def wrong_values(item: Diagram, rng: np.random.Generator) -> Diagram:
 
 def arithmetic_drills(vlm: VLM, rng: np.random.Generator, count: int) -> list[EncodedGroup]:
     """Arithmetic lines without an image, in the style of the solutions."""
+    prompt = vlm.encode(Prompt("drill", ("Calculate.",)))
     groups = []
     for _ in range(count):
         a, b, c = (int(x) for x in rng.integers(1, 10, 3))
@@ -186,20 +191,8 @@ def arithmetic_drills(vlm: VLM, rng: np.random.Generator, count: int) -> list[En
             f"{a}+{b}={a + b}. Then 2*{a + b}={2 * (a + b)}.",
             f"{max(a, b, c)}-{min(a, b, c)}={max(a, b, c) - min(a, b, c)}.",
         ][int(rng.integers(3))]
-        prompt = vlm.encode(Prompt("drill", ("Calculate.",)))
         groups.append(EncodedGroup(prompt, (vlm.response_ids(text),)))
     return groups
-
-
-def view_shares(plan: TrainingPlan, progress: float) -> tuple[float, float, float]:
-    """Shares of the full, pixelated and text-only view at a point of the phase.
-
-    The last two start late with larger shares, so that the phase has the planned shares overall.
-    """
-    started = progress >= plan.blind_after
-    scale = 1 / (1 - plan.blind_after) if started else 0.0
-    pixelated, text_only = plan.pixelated_share * scale, plan.text_only_share * scale
-    return 1 - pixelated - text_only, pixelated, text_only
 
 
 def choose_thought_view(view: View, plan: TrainingPlan, rng: np.random.Generator) -> View:
@@ -277,10 +270,14 @@ def run_phase(
 
 
 def train_tiny_model(
-    plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, log: Callable[[str], None] = print
+    plan: TrainingPlan,
+    tokenizer: PreTrainedTokenizerFast,
+    log: Callable[[str], None] = print,
+    device: str = "cpu",
 ) -> VLM:
-    """Run all phases. The same plan on the same machine gives the same weights."""
+    """Run all phases. On a CPU the same plan on the same machine gives the same weights."""
     vlm = build_tiny(plan.size, tokenizer, plan.seed)
+    vlm.model.to(device)  # pyright: ignore[reportArgumentType]
     pool = DiagramPool(vlm, plan)
     train_vision(vlm, pool, plan, log)
     if plan.freeze_vision:
@@ -353,28 +350,41 @@ def measure(vlm: VLM, count: int = 512, diagram: DiagramSettings | None = None) 
         }
 
 
+def option(arguments: Sequence[str], name: str, default: str) -> str:
+    """The word after an option, or the default."""
+    return arguments[arguments.index(name) + 1] if name in arguments else default
+
+
 def main(arguments: Sequence[str]) -> None:
     """Train, save and measure a tiny model.
 
-    `python -m vistill.studies.make_tiny_models teacher|student|base FOLDER [--bf16] [--plan JSON]`;
-    the JSON object has changed fields of the plan, such as `{"seed": 101, "wrong_share": 0.3}`.
+    `python -m vistill.studies.make_tiny_models teacher|student|base FOLDER [--bf16] [--plan JSON]
+    [--device cpu|cuda] [--rows N]`; the JSON object has changed fields of the plan, such as
+    `{"seed": 101, "wrong_share": 0.3, "size": {"layers": 4}}`; N held-out rows are measured.
     """
     use_one_thread()
     keep_large_allocations()
     quiet_libraries()
-    name, folder = arguments[0], Path(arguments[1])
-    changes = arguments[arguments.index("--plan") + 1] if "--plan" in arguments else "{}"
-    plan = changed_plan(name, json.loads(changes))
-    started = time.process_time()
-    vlm = train_tiny_model(plan, tiny_tokenizer(plan), lambda text: print(text, flush=True))
-    seconds = time.process_time() - started
+    name, folder, device = arguments[0], Path(arguments[1]), option(arguments, "--device", "cpu")
+    plan = changed_plan(name, json.loads(option(arguments, "--plan", "{}")))
+    started, started_wall = time.process_time(), time.monotonic()
+
+    def log(text: str) -> None:
+        print(f"{time.monotonic() - started_wall:.0f} s: {text}", flush=True)
+
+    if device != "cpu":
+        torch.set_float32_matmul_precision("high")  # TF32
+    vlm = train_tiny_model(plan, tiny_tokenizer(plan), log, device)
+    torch.set_float32_matmul_precision("highest")
+    seconds, wall_seconds = time.process_time() - started, time.monotonic() - started_wall
     save_vlm(vlm, folder, torch.bfloat16 if "--bf16" in arguments else None)
-    stored = load_vlm(folder).freeze()
+    stored = load_vlm(folder, device=device).freeze()
     card = {
         "name": name,
         "recipe": asdict(plan),
-        "measured": measure(stored, diagram=plan.settings),
+        "measured": measure(stored, int(option(arguments, "--rows", "512")), plan.settings),
         "cpu_seconds": round(seconds, 1),
+        "wall_seconds": round(wall_seconds, 1),
         "parameters": sum(p.numel() for p in stored.model.parameters()),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "command": " ".join(

@@ -63,6 +63,17 @@ class TrainingPlan:
     settings: DiagramSettings = field(default_factory=DiagramSettings)
 
 
+def view_shares(plan: TrainingPlan, progress: float) -> tuple[float, float, float]:
+    """Shares of the full, pixelated and text-only view at a point of the phase.
+
+    The last two start late with larger shares, so that the phase has the planned shares overall.
+    """
+    started = progress >= plan.blind_after
+    scale = 1 / (1 - plan.blind_after) if started else 0.0
+    pixelated, text_only = plan.pixelated_share * scale, plan.text_only_share * scale
+    return 1 - pixelated - text_only, pixelated, text_only
+
+
 TEACHER = TrainingPlan(size=TinySize(), solve_steps=1700)
 STUDENT = TrainingPlan(
     size=TinySize(hidden=48, vision_hidden=48, feed_forward=144, vision_feed_forward=96),
@@ -89,9 +100,14 @@ PLANS = {"teacher": TEACHER, "student": STUDENT, "base": BASE}
 
 
 def changed_plan(kind: str, changes: Mapping[str, Any]) -> TrainingPlan:
-    """The plan of a kind with some fields changed; `versions` are those of its diagrams."""
+    """The plan of a kind with some fields changed.
+
+    `versions` are those of its diagrams, `size` has changed fields of its size.
+    """
     fields = dict(changes)
     plan = PLANS[kind]
+    if "size" in fields:
+        fields["size"] = replace(plan.size, **fields["size"])
     if "versions" in fields:
         versions = tuple(fields.pop("versions"))
         plan = replace(plan, settings=replace(plan.settings, versions=versions))
