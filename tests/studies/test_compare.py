@@ -17,7 +17,15 @@ from vistill.cli.main import app
 from vistill.errors import ConfigError
 from vistill.studies import compare
 from vistill.studies.compare import Pairing, Study
-from vistill.studies.compare_table import Comparison, RunResult, best_rates, page, write_files
+from vistill.studies.compare_table import (
+    Comparison,
+    RunResult,
+    best_rates,
+    mean_figures,
+    p_value,
+    page,
+    write_files,
+)
 from vistill.studies.models_by_seed import TinyModels
 from vistill.studies.tiny_plans import STUDENT, changed_plan
 
@@ -150,6 +158,35 @@ def test_a_run_between_two_evaluations_is_on_the_line_between_them():
     assert run.accuracy_at(7.0) == pytest.approx(0.7)
     assert run.accuracy_at(10.0) == pytest.approx(0.8)
     assert run.accuracy_at(99.0) == 0.8
+
+
+def test_at_an_evaluation_equal_arms_are_equal_to_the_last_digit():
+    """0.2 + (0.9 - 0.2) is 0.9 less one unit in the last place, which would be a run behind."""
+    curves = {"opd": ((0.0, 0.9), (10.0, 0.9)), "va_opd": ((0.0, 0.2), (10.0, 0.9))}
+    runs = [result(arm, 0, 0.9, curve=curve) for arm, curve in curves.items()]
+    assert runs[1].accuracy_at(0.0) == 0.2
+    assert runs[1].accuracy_at(10.0) == 0.9
+    table = Comparison(tuple(curves), tuple(runs), {}, ())
+    for view in ("equal updates", "equal compute"):
+        difference = table.difference("va_opd", "opd", view)
+        assert (difference.mean, difference.ahead, difference.behind) == (0.0, 0, 0)
+
+
+def test_a_skipped_update_leaves_its_figures_out_of_the_means():
+    """A log has null for a number that is not finite."""
+    steps = [{"loss/reverse_kl": 0.5, "va/mean": None}, {"loss/reverse_kl": None, "finite": 0.0}]
+    assert mean_figures(steps) == {"loss/reverse_kl": 0.5}
+
+
+def test_a_p_value_is_never_shown_as_zero():
+    table = comparison(results=tuple(
+        result(arm, n, accuracy + 1e-5 * n * (arm == "opd"))
+        for arm, accuracy in (("opd", 0.5), ("va_opd", 0.6)) for n in range(4)
+    ))  # fmt: skip
+    assert "&lt; 0.001" in page(table)
+    assert p_value(0.0) == "< 0.001"
+    assert p_value(0.0474) == "0.047"
+    assert p_value(float("nan")) == "-"
 
 
 def test_the_best_rate_is_the_most_accurate_and_of_equal_ones_the_lower():
