@@ -84,7 +84,8 @@ def student_means(differences: Crossed) -> list[float]:
 def crossed_bootstrap(differences: Crossed, draws: int = DRAWS) -> tuple[float, float]:
     """95 % percentile interval of the mean under draws of students and teachers with replacement.
 
-    NaN for one student and one teacher, or if a difference is NaN. A draw without any run (in a design that is not complete) is drawn again.
+    NaN for one student and one teacher, or if a difference is NaN. A draw without any run (in a
+    design that is not complete) is drawn again.
     """
     keys = sorted(differences)
     values = np.array([differences[key] for key in keys])

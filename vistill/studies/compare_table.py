@@ -250,20 +250,18 @@ ARM_HEADINGS = (
 
 def difference_lines(comparison: Comparison) -> list[list[str]]:
     """The table of paired differences in points."""
-    lines = []
-    for row in difference_rows(comparison):
-        lines.append(
-            [
-                f"{row['arm']} minus {row['minus']}",
-                row["view"],
-                points(row["mean"]),
-                interval(row["low"], row["high"]),
-                interval(row["student_low"], row["student_high"]),
-                p_value(row["p"]),
-                f"{row['ahead']} of {row['runs']}",
-            ]
-        )
-    return lines
+    return [
+        [
+            f"{row['arm']} minus {row['minus']}",
+            row["view"],
+            points(row["mean"]),
+            interval(row["low"], row["high"]),
+            interval(row["student_low"], row["student_high"]),
+            p_value(row["p"]),
+            f"{row['ahead']} of {row['runs']}",
+        ]
+        for row in difference_rows(comparison)
+    ]
 
 
 DIFFERENCE_HEADINGS = (
