@@ -158,11 +158,12 @@ def test_a_recipe_without_stages_has_no_arm_called_run(tmp_path):
     assert caught.value.code == "C102"
 
 
-def test_a_recipe_that_never_evaluates_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run_side_by_side", lambda *_: pytest.fail("something ran"))
+def test_a_recipe_that_never_evaluates_is_refused_before_anything_runs(tmp_path):
+    never = replace(stages_recipe(tmp_path, "", ""), overrides=("eval.every=0",), quick=True)
     with pytest.raises(StorageError) as caught:
-        compare.run_compare(study(tmp_path, overrides=("eval.every=0",)))
+        compare.run_compare(never)
     assert caught.value.code == "S605"
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
     assert caught.value.fix.startswith("eval.every=")
 
 
