@@ -43,14 +43,19 @@ class Difference:
 
 
 def missing_runs(cell: Mapping[str, Any]) -> str:
-    """What a cell lacks of its ten pairs per arm; empty where it is complete."""
+    """How a cell differs from one run per arm of each of its ten pairs; empty where it does not."""
     pairs = {arm: map_page.accuracies(cell, arm) for arm in TEST_ARMS}
     whole = {
-        arm: (len({key[:2] for key in runs}), len({key[0] for key in runs}))
+        arm: (len({key[:2] for key in runs}), len({key[0] for key in runs}), len(runs))
         for arm, runs in pairs.items()
     }
-    wanted = (STUDENTS * TEACHERS, STUDENTS)
-    lacking = [f"{arm} has {n} pairs" for arm, (n, s) in whole.items() if (n, s) != wanted]
+    wanted = (STUDENTS * TEACHERS, STUDENTS, STUDENTS * TEACHERS)
+    lacking = [
+        f"{arm} has {n} pairs in {runs} runs"
+        for arm, (n, students, runs) in whole.items()
+        if (n, students, runs) != wanted
+    ]
+    lacking += [note for note in cell["notes"] if note.startswith("NOT MATCHED")]
     same = len({tuple(sorted(runs)) for runs in pairs.values()}) == 1
     return "; ".join(lacking) or ("" if same else "the arms have different pairs")
 
@@ -164,7 +169,7 @@ def lines_of(results: Mapping[str, Any]) -> list[str]:
         return [f"Not complete yet: {', '.join(absent)}."]
     for cell in HELD_BACK:
         if lacking := missing_runs(results[cell]):
-            raise SystemExit(f"{cell} is not complete: {lacking}. No test is computed.")
+            raise SystemExit(f"{cell} is not complete: {lacking.rstrip('.')}. No test is computed.")
     differences = tested(results)
     words = {key: difference.word for key, difference in differences.items()}
     return [

@@ -12,7 +12,7 @@ from vistill.evaluation.crossed import (
     t_tail,
     t_test,
 )
-from vistill.evaluation.paired import T_QUANTILES
+from vistill.evaluation.paired import T_QUANTILES, holm_correction
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 29, 30])
@@ -57,6 +57,23 @@ def test_a_constant_difference_has_an_interval_of_width_zero():
     assert (statistics.runs, statistics.students, statistics.teachers) == (3, 2, 2)
     assert (statistics.ahead, statistics.behind) == (3, 0)
     assert statistics.p == pytest.approx(0.0)
+
+
+def test_a_difference_that_is_not_a_number_has_no_p_value():
+    """Comparisons with NaN are false, which would be p = 0."""
+    statistics = crossed_statistics({(0, 0, 0): math.nan, (1, 1, 1): 0.1, (2, 0, 2): 0.1})
+    for value in (statistics.mean, statistics.low, statistics.student_low):
+        assert math.isnan(value)
+    assert math.isnan(statistics.p)
+    assert math.isnan(statistics.sign_flip_p)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_missing_p_value_stays_missing_and_counts_as_a_hypothesis(order):
+    values = (0.01, 0.03, math.nan)
+    corrected = holm_correction([values[place] for place in order])
+    expected = (3 * 0.01, 2 * 0.03, math.nan)
+    assert corrected == pytest.approx([expected[place] for place in order], nan_ok=True)
 
 
 def test_draws_without_a_run_are_drawn_again():

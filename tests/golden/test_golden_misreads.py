@@ -142,6 +142,38 @@ def test_a_threshold_that_marks_everything_is_said_with_numbers():
     assert GroundedOPD().warnings(GroundedOPD().metrics(*with_signals(scored(SIGNED)[0]))) == {}
 
 
+def test_prompts_without_an_image_do_not_hide_a_threshold_that_marks_everything():
+    batch, _ = scored([-0.5] * 40, lengths=(20, 20), group=(0, 1), has_image=[True, False])
+    method = GroundedOPD(misread_threshold=-0.01)
+    (text,) = method.warnings(method.metrics(batch, method.signals(batch))).values()
+    assert "only 52.5 % of the tokens of this step are learned from" in text
+    assert "100 % of the rollouts have a misread and 100 % of the tokens are marked" in text
+
+
+@pytest.mark.parametrize("name", ["grounded_opd", "va_opd"])
+def test_short_responses_do_not_hide_a_threshold_that_marks_everything(name):
+    option = {} if name == "grounded_opd" else {"stop_at_misread": True}
+    batch, _ = scored([-0.5] * 8)
+    method = METHODS[name](misread_threshold=-0.01, **option)
+    texts = method.warnings(method.metrics(batch, method.signals(batch)))
+    assert "only 25.0 % of the tokens of this step are learned from" in texts["all_misread"]
+
+
+def test_a_warning_says_what_the_factor_and_the_detection_are():
+    batch, _ = scored([-0.5] * 8)
+
+    def warning(**knobs):
+        method = GroundedOPD(misread_threshold=-0.01, **knobs)
+        return "".join(method.warnings(method.metrics(batch, method.signals(batch))).values())
+
+    assert "25.0 % of the tokens of this step keep their whole weight" in warning(factor_after=0.5)
+    assert warning(factor_after=1.0) == ""  # it cuts nothing: `opd`
+    by_argmax = warning(detection="argmax", critical_nats=1e6)
+    assert "no rollout of this step has a misread" in by_argmax
+    assert by_argmax.endswith("detection=argmax, critical_nats=1e+06")
+    assert warning(detection="either").endswith("misread_threshold=-0.01, critical_nats=0.5")
+
+
 def with_signals(batch):
     return batch, GroundedOPD().signals(batch)
 

@@ -8,16 +8,26 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import REPO
 from typer.testing import CliRunner
 
+from vistill.cli.compare import split_folder
 from vistill.cli.main import app
-from vistill.errors import ConfigError
+from vistill.errors import ConfigError, StorageError
 from vistill.studies import compare
 from vistill.studies.compare import Pairing, Study
-from vistill.studies.compare_table import Comparison, RunResult, best_rates, page, write_files
+from vistill.studies.compare_table import (
+    Comparison,
+    RunResult,
+    best_rates,
+    mean_figures,
+    p_value,
+    page,
+    write_files,
+)
 from vistill.studies.models_by_seed import TinyModels
 from vistill.studies.tiny_plans import STUDENT, changed_plan
 
@@ -95,6 +105,68 @@ def test_tuned_rates_are_those_of_the_arm_and_may_differ(tmp_path):
     assert [arm.settings.train.lr for arm in arms] == [1e-4, 3e-4, 3e-4]
 
 
+def stages_recipe(tmp_path, first, second, shared=""):
+    """A recipe file with the shipped pair and two stages."""
+    text = (
+        'run: x\nstudent: {model: "vistill:student"}\nteacher: {model: "vistill:teacher"}\n'
+        f"data: {{train: diagrams}}\n{shared}stages:\n  one: {{method: opd{first}}}\n"
+        f"  two: {{method: va_opd{second}}}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(text)
+    return Study(str(tmp_path / "recipe.yaml"), ("one", "two"), tmp_path, seeds=2)
+
+
+def test_seeds_and_models_of_a_run_reach_a_stage_that_sets_its_own(tmp_path):
+    own = ', seed: 7, profile: false, student.model: "vistill:student", data.diagrams.seed: 7'
+    arms = stages_recipe(tmp_path, own, own).arms(Pairing(1, 1, 0), {})
+    for settings in (arm.settings for arm in arms):
+        assert (settings.seed, settings.data.diagrams.seed, settings.profile) == (1, 1, True)
+        assert "student-1-" in settings.student.model
+
+
+def test_a_stage_with_another_student_is_refused_and_no_model_is_made(tmp_path):
+    mixed = stages_recipe(tmp_path, "", ', student.model: "vistill:base"')
+    assert not mixed.makes_models
+    with pytest.raises(ConfigError, match=r"differ in student\.model"):
+        mixed.arms(Pairing(0, 0, 0), {})
+
+
+def test_quick_shortens_a_stage_that_sets_its_own_length(tmp_path):
+    own = ", train.steps: 500, eval.every: 50"
+    quick = replace(stages_recipe(tmp_path, own, own), quick=True)
+    assert [arm.settings.train.steps for arm in quick.arms(Pairing(0, 0, 0), {})] == [6, 6]
+
+
+def test_the_rate_of_a_stage_is_refused_unless_rates_are_tuned(tmp_path):
+    plain = stages_recipe(tmp_path, "", ", train.lr: 1.0e-5")
+    with pytest.raises(ConfigError, match=r"differ in train\.lr"):
+        plain.arms(Pairing(0, 0, 0), {})
+    tuned = replace(plain, rates=(1e-4, 1e-5))
+    assert len(tuned.arms(Pairing(0, 0, 0), {})) == 2
+    rates = [a.settings.train.lr for a in tuned.arms(Pairing(0, 0, 0), {"one": 1e-4, "two": 1e-5})]
+    assert rates == [1e-4, 1e-5]
+
+
+def test_a_recipe_without_stages_has_no_arm_called_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "run: x\nstudent: {model: a/b}\nteacher: {model: c/d}\nmethod: opd\n"
+        "data: {train: rows.jsonl}\n"
+    )
+    plain = Study(str(tmp_path / "recipe.yaml"), ("opd", "run"), tmp_path)
+    with pytest.raises(ConfigError, match='unknown method "run"') as caught:
+        plain.arms(Pairing(0, 0, 0), {})
+    assert caught.value.code == "C102"
+
+
+def test_a_recipe_that_never_evaluates_is_refused_before_anything_runs(tmp_path):
+    never = replace(stages_recipe(tmp_path, "", ""), overrides=("eval.every=0",), quick=True)
+    with pytest.raises(StorageError) as caught:
+        compare.run_compare(never)
+    assert caught.value.code == "S605"
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert caught.value.fix.startswith("eval.every=")
+
+
 def test_a_model_by_seed_is_found_by_everything_that_decides_its_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("VISTILL_CACHE", str(tmp_path / "cache"))
     models = TinyModels(tmp_path)
@@ -152,6 +224,35 @@ def test_a_run_between_two_evaluations_is_on_the_line_between_them():
     assert run.accuracy_at(99.0) == 0.8
 
 
+def test_at_an_evaluation_equal_arms_are_equal_to_the_last_digit():
+    """0.2 + (0.9 - 0.2) is 0.9 less one unit in the last place, which would be a run behind."""
+    curves = {"opd": ((0.0, 0.9), (10.0, 0.9)), "va_opd": ((0.0, 0.2), (10.0, 0.9))}
+    runs = [result(arm, 0, 0.9, curve=curve) for arm, curve in curves.items()]
+    assert runs[1].accuracy_at(0.0) == 0.2
+    assert runs[1].accuracy_at(10.0) == 0.9
+    table = Comparison(tuple(curves), tuple(runs), {}, ())
+    for view in ("equal updates", "equal compute"):
+        difference = table.difference("va_opd", "opd", view)
+        assert (difference.mean, difference.ahead, difference.behind) == (0.0, 0, 0)
+
+
+def test_a_skipped_update_leaves_its_figures_out_of_the_means():
+    """A log has null for a number that is not finite."""
+    steps = [{"loss/reverse_kl": 0.5, "va/mean": None}, {"loss/reverse_kl": None, "finite": 0.0}]
+    assert mean_figures(steps) == {"loss/reverse_kl": 0.5}
+
+
+def test_a_p_value_is_never_shown_as_zero():
+    table = comparison(results=tuple(
+        result(arm, n, accuracy + 1e-5 * n * (arm == "opd"))
+        for arm, accuracy in (("opd", 0.5), ("va_opd", 0.6)) for n in range(4)
+    ))  # fmt: skip
+    assert "&lt; 0.001" in page(table)
+    assert p_value(0.0) == "< 0.001"
+    assert p_value(0.0474) == "0.047"
+    assert p_value(float("nan")) == "-"
+
+
 def test_the_best_rate_is_the_most_accurate_and_of_equal_ones_the_lower():
     runs = {
         "opd": [result("opd", 0, a, rate=r) for r, a in ((3e-4, 0.5), (1e-4, 0.5), (6e-4, 0.4))]
@@ -194,6 +295,21 @@ def test_options_that_make_no_comparison_are_refused(words):
     done = CliRunner().invoke(app, ["compare", "demo.yaml", *words])
     assert done.exit_code == 2
     assert words[0] in done.output
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=5", "data.diagrams.seed=5", "profile=false", "stages.opd.seed=5"]
+)
+def test_a_setting_that_the_comparison_gives_each_run_is_refused(word):
+    done = CliRunner().invoke(app, ["compare", "demo.yaml", word])
+    assert done.exit_code == 2
+    assert word.partition("=")[0] in done.output
+
+
+def test_the_last_folder_counts_as_in_every_verb():
+    words = ["run=a", "train.lr=1e-4", "run=b=c"]
+    assert split_folder(words) == (Path("b=c"), ("train.lr=1e-4",))
+    assert split_folder([]) == (Path("runs/compare"), ())
 
 
 def test_each_arm_is_tuned_on_seeds_of_its_own_and_then_runs_with_its_rate(tmp_path, monkeypatch):

@@ -83,6 +83,17 @@ def test_no_test_is_computed_before_both_cells_are_complete():
         first_line(cell(8, 3), uneven)
 
 
+def test_no_test_is_computed_from_runs_that_were_added_or_did_not_match():
+    more = cell(8, 3)
+    more["runs"] += [{**run, "seed": 10} for run in more["runs"] if run["seed"] == 0]
+    with pytest.raises(SystemExit, match="opd has 10 pairs in 11 runs"):
+        first_line(more, cell(8, 3))
+    apart = cell(8, 3)
+    apart["notes"].append("NOT MATCHED: the arms of seed 3 have different accuracies.")
+    with pytest.raises(SystemExit, match="figure_only is not complete: NOT MATCHED: the arms of s"):
+        first_line(apart, cell(8, 3))
+
+
 def test_every_pair_and_arm_is_on_the_page():
     page = f"before\n{stated_test.BEGIN}\nstale\n{stated_test.END}\nafter\n"
     text = stated_test.page_with(page, dict.fromkeys(stated_test.HELD_BACK, cell(8, 3)))

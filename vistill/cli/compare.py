@@ -1,6 +1,8 @@
 """The verb `compare`."""
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,29 @@ def words_of(text: str, option: str) -> tuple[str, ...]:
     if len(words) < 2 and option == "--methods":
         raise typer.BadParameter("two names at least, such as opd,va_opd", param_hint=option)
     return words
+
+
+#: Settings that the verb gives each run itself, and what decides them.
+DECIDED = {
+    "seed": "run n has seed n: --seeds",
+    "data.diagrams.seed": "it is the seed of the run: --seeds",
+    "profile": "it is true, because the table needs operations",
+}
+
+
+def split_folder(words: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
+    """The folder of the comparison, and the other settings; the last `run=` counts."""
+    folder, others = "runs/compare", list[str]()
+    for word in words:
+        key, _, value = word.partition("=")
+        reason = DECIDED.get(re.sub(r"^stages\.[^.]+\.", "", key))
+        if reason is not None:
+            raise typer.BadParameter(f"compare sets {key} itself: {reason}", param_hint=word)
+        if key == "run":
+            folder = value
+        else:
+            others.append(word)
+    return Path(folder), tuple(others)
 
 
 def rates_of(text: str) -> tuple[float, ...]:
@@ -68,8 +93,7 @@ def compare(  # noqa: PLR0913  (options of a verb)
 ) -> None:
     """Compare methods on matched runs over students, teachers and seeds. It resumes."""
     load_plugins(plugin or [])
-    words, (students, teachers) = overrides or [], grid_of(models)
-    folder = next((w.partition("=")[2] for w in words if w.startswith("run=")), "runs/compare")
+    (students, teachers), (folder, words) = grid_of(models), split_folder(overrides or [])
     names, choices = words_of(methods, "--methods"), rates_of(rates)
     from vistill.training.interrupt import exit_on_second_signal
 
@@ -80,8 +104,8 @@ def compare(  # noqa: PLR0913  (options of a verb)
             Study(
                 recipe,
                 names,
-                Path(folder),
-                tuple(word for word in words if not word.startswith("run=")),
+                folder,
+                words,
                 seeds=seeds,
                 students=students,
                 teachers=teachers,

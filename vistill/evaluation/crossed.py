@@ -84,7 +84,8 @@ def student_means(differences: Crossed) -> list[float]:
 def crossed_bootstrap(differences: Crossed, draws: int = DRAWS) -> tuple[float, float]:
     """95 % percentile interval of the mean under draws of students and teachers with replacement.
 
-    A draw without any run (in a design that is not complete) is drawn again.
+    NaN for one student and one teacher, or if a difference is NaN. A draw without any run (in a
+    design that is not complete) is drawn again.
     """
     keys = sorted(differences)
     values = np.array([differences[key] for key in keys])
@@ -105,9 +106,12 @@ def crossed_bootstrap(differences: Crossed, draws: int = DRAWS) -> tuple[float, 
 
 
 def sign_flips(values: Sequence[float]) -> float:
-    """Share of all sign patterns whose sum is at least as far from 0; NaN for too many values."""
+    """Share of all sign patterns whose sum is at least as far from 0.
+
+    NaN for too many values, or if one is NaN.
+    """
     n = len(values)
-    if n > MOST_FLIPPED:
+    if n > MOST_FLIPPED or any(map(math.isnan, values)):
         return math.nan
     signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
     sums = np.abs(signs @ np.array(values))
@@ -115,9 +119,12 @@ def sign_flips(values: Sequence[float]) -> float:
 
 
 def t_test(values: Sequence[float]) -> tuple[float, float, float]:
-    """95 % interval of a mean by Student's t, and the two-sided p-value of a mean of 0."""
+    """95 % interval of a mean by Student's t, and the two-sided p-value of a mean of 0.
+
+    All are NaN for one value, or if a value is NaN.
+    """
     n = len(values)
-    if n < 2:
+    if n < 2 or any(map(math.isnan, values)):
         return math.nan, math.nan, math.nan
     mean = sum(values) / n
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))

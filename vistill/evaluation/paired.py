@@ -236,10 +236,15 @@ def compare_over_seeds(pairs: Sequence[PairedComparison]) -> SeedStatistics:
 
 
 def holm_correction(values: Sequence[float]) -> list[float]:
-    """Holm-corrected p-values: the chance of any false positive at 5 % is at most 5 %."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    corrected, largest = [1.0] * len(values), 0.0
+    """Holm-corrected p-values: the chance of any false positive at 5 % is at most 5 %.
+
+    A p-value that is NaN stays so; it counts as a hypothesis, with the largest of all.
+    """
+    order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
+    corrected, largest = [math.nan] * len(values), 0.0
     for rank, index in enumerate(order):
+        if math.isnan(values[index]):
+            break
         largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
         corrected[index] = largest
     return corrected

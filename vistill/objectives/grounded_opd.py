@@ -121,8 +121,13 @@ class GroundedOPD(Objective):
 
     def warnings(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """A step without misreads, or one that learns from few tokens."""
-        setting = f"detection={self.detection}, misread_threshold={self.misread_threshold:g}"
-        return misread_warnings(metrics, setting)
+        limits = []
+        if self.detection != "argmax":
+            limits.append(f"misread_threshold={self.misread_threshold:g}")
+        if self.detection != "advantage":
+            limits.append(f"critical_nats={self.critical_nats:g}")
+        setting = ", ".join([f"detection={self.detection}", *limits])
+        return misread_warnings(metrics, setting, self.factor_after)
 
     def _rollout_weight(self, batch: ScoredBatch, signed: Tensor) -> Tensor:
         responses = batch.responses

@@ -16,8 +16,12 @@ from vistill.signals.visual_advantage import visual_advantage
 from vistill.signals.visual_dependency import token_has_image
 from vistill.types import Pass
 
-#: A step warns if it learns from less than this share of its tokens.
+#: A step warns if it learns from less than this share of its tokens, or of its rollouts with an
+#: image in the mean: prompts without one keep all tokens and would hide it.
 FEW_KEPT = 0.1
+#: It also warns if more than this share of the tokens is marked: of a short response the first
+#: token alone can be more than `FEW_KEPT`.
+MANY_MARKED = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,17 +92,27 @@ def misread_metrics(responses: Responses, signals: Signals) -> dict[str, float]:
     )
 
 
-def misread_warnings(metrics: Mapping[str, float], setting: str) -> dict[str, str]:
-    """Warnings with numbers from `misread_metrics`; `setting` names the detection."""
+def misread_warnings(
+    metrics: Mapping[str, float], setting: str, factor_after: float = 0.0
+) -> dict[str, str]:
+    """Warnings with numbers from `misread_metrics`; `setting` names the detection.
+
+    Nothing with a factor of 1, which leaves every token its weight.
+    """
     share_of_rollouts = metrics.get("misread/rollout_share")
-    if share_of_rollouts is None:  # no rollout of the step has an image
+    if share_of_rollouts is None or factor_after == 1:  # None: no rollout of the step has an image
         return {}
     if share_of_rollouts == 0:
         why = f"lowest signed visual advantage {metrics['misread/lowest_va']:.3f} nats, {setting}"
         return {"no_misread": f"no rollout of this step has a misread, so none is cut: {why}"}
-    kept = metrics["misread/kept_share"]
-    if kept < FEW_KEPT:
-        what = f"only {100 * kept:.1f} % of the tokens of this step are learned from"
-        share_text = f"{100 * share_of_rollouts:.0f} % of the rollouts have a misread"
-        return {"all_misread": f"{what}: {share_text}, {setting}"}
-    return {}
+    kept, marked = metrics["misread/kept_share"], metrics["misread/token_share"]
+    with_image = 1 - share_of_rollouts * (1 - metrics["misread/position"])
+    if min(kept, with_image) >= FEW_KEPT and marked <= MANY_MARKED:
+        return {}
+    verb = "keep their whole weight" if factor_after > 0 else "are learned from"
+    what = f"only {100 * kept:.1f} % of the tokens of this step {verb}"
+    of_image = (
+        f"of the prompts with an image {100 * share_of_rollouts:.0f} % of the rollouts have a "
+        f"misread and {100 * marked:.0f} % of the tokens are marked"
+    )
+    return {"all_misread": f"{what}: {of_image}, {setting}"}

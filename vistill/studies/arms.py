@@ -241,16 +241,21 @@ def last_evaluation(arm: Arm) -> tuple[float, dict[str, float]]:
         if sample["view"] == "full" and sample["mode"] == "sampled":
             correct.setdefault(sample["prompt"], []).append(float(sample["correct"]))
     if "accuracy" not in last or not correct:
-        raise StorageError(
-            "S605",
-            f"the arm {arm.name} has no evaluation with its samples",
-            where=str(arm.folder),
-            why="the comparison needs the answers of the last evaluation",
-            fix="eval.every=32 run=NEW",
-        )
+        raise missing_evaluation(arm)
     return last["accuracy"], {
         prompt: sum(values) / len(values) for prompt, values in correct.items()
     }
+
+
+def missing_evaluation(arm: Arm) -> StorageError:
+    """S605 for an arm that has no evaluation, or will have none."""
+    return StorageError(
+        "S605",
+        f"the arm {arm.name} has no evaluation with its samples",
+        where=str(arm.folder),
+        why="the comparison needs the answers of the last evaluation",
+        fix="eval.every=32 run=NEW",
+    )
 
 
 def check_questions(

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from vistill.config import Recipe, load_stages
-from vistill.studies.arms import Arm, check_matched, make_arms
+from vistill.config import Recipe, keys_of_stages, load_stages
+from vistill.studies.arms import Arm, check_matched, make_arms, missing_evaluation
 from vistill.studies.compare_table import (
     Comparison,
     RunResult,
@@ -79,21 +79,42 @@ class Study:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """Settings of all arms; a method that is no stage of the recipe becomes one."""
-        short = QUICK if self.quick else ()
-        known = load_stages(self.recipe, [*short, *self.overrides])
-        new = [m for m in self.methods if m not in known]
-        stages = [f"stages.{method}.method={method}" for method in new]
-        return (*short, *self.overrides, "profile=true", *stages)
+        short = self.in_stages(QUICK) if self.quick else ()
+        new = [f"stages.{m}.method={m}" for m in self.methods if m not in self.own_keys]
+        return (*short, *self.overrides, *self.in_stages(["profile=true"]), *new)
 
     @cached_property
+    def own_keys(self) -> dict[str, tuple[str, ...]]:
+        """By stage of the recipe: the keys that it sets itself."""
+        load_stages(self.recipe, self.overrides)  # for its errors
+        return keys_of_stages(self.recipe, self.overrides)
+
+    def in_stages(self, words: Sequence[str]) -> tuple[str, ...]:
+        """The settings, and the same for each stage that sets the key itself."""
+        stages = [
+            f"stages.{name}.{word}"
+            for word in words
+            for name, keys in self.own_keys.items()
+            if word.partition("=")[0] in keys
+        ]
+        return (*words, *stages)
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        """The recipes of the methods in order, before seeds and models are set."""
+        stages = load_stages(self.recipe, [*self.words, f"run={self.folder}"])
+        return [stages[method] for method in self.methods]
+
+    @property
     def base(self) -> Recipe:
         """The recipe of the baseline."""
-        return load_stages(self.recipe, [*self.words, f"run={self.folder}"])[self.methods[0]]
+        return self.recipes[0]
 
     @property
     def makes_models(self) -> bool:
         """Whether students and teachers are made by seed: tiny ones, and not with `--quick`."""
-        return (self.base.student.model, self.base.teacher.model) == SHIPPED and not self.quick
+        pairs = {(recipe.student.model, recipe.teacher.model) for recipe in self.recipes}
+        return pairs == {SHIPPED} and not self.quick
 
     @property
     def models(self) -> TinyModels:
@@ -113,23 +134,26 @@ class Study:
     ) -> list[Arm]:
         """The arms of one pairing, with the learning rate of each; C301 if they do not match."""
         run = folder or self.folder / pairing.name
-        words = [*self.words, f"run={run}", f"seed={pairing.seed}"]
+        own = [f"seed={pairing.seed}"]
         if self.base.data.train == "diagrams":
-            words.append(f"data.diagrams.seed={pairing.seed}")
+            own.append(f"data.diagrams.seed={pairing.seed}")
         if self.makes_models:
-            words.append(f"student.model={self.models.source('student', pairing.student)}")
-            words.append(f"teacher.model={self.models.source('teacher', pairing.teacher)}")
+            own.append(f"student.model={self.models.source('student', pairing.student)}")
+            own.append(f"teacher.model={self.models.source('teacher', pairing.teacher)}")
+        words = [*self.words, f"run={run}", *self.in_stages(own)]
         words += [f"stages.{arm}.train.lr={rate:g}" for arm, rate in rates.items()]
         by_name = {arm.name: arm for arm in make_arms(self.recipe, words)}
         arms = [by_name[method] for method in self.methods]
-        check_matched(arms, varies=("train.lr",) if rates else ())
+        check_matched(arms, varies=("train.lr",) if self.rates else ())
         return arms
 
 
 def run_compare(study: Study) -> Comparison:
     """Make the models, tune, train every arm of every seed, write and print the table."""
     pairings, costs = study.pairings(), study.folder / "cost.json"
-    study.arms(pairings[0], {})  # arms that do not match are refused before anything is made
+    for arm in study.arms(pairings[0], {}):  # what cannot be compared is refused before it runs
+        if arm.settings.eval.every == 0:
+            raise missing_evaluation(arm)
     make_models(study, pairings)
     rates = tune(study)
     arms = {pairing: study.arms(pairing, rates) for pairing in pairings}

@@ -48,9 +48,15 @@ class RunResult:
         return self.student, self.teacher, self.seed
 
     def accuracy_at(self, compute: float) -> float:
-        """Accuracy after an amount of compute, between two evaluations on a straight line."""
+        """Accuracy after an amount of compute, between two evaluations on a straight line.
+
+        At an evaluation it is exactly the accuracy of that one: rounding would put one of two equal
+        arms ahead.
+        """
         for (x0, y0), (x1, y1) in zip(self.curve, self.curve[1:], strict=False):
-            if x0 <= compute <= x1 and x1 > x0:
+            if compute in (x0, x1):
+                return y1 if compute == x1 else y0
+            if x0 < compute < x1:
                 return y0 + (y1 - y0) * (compute - x0) / (x1 - x0)
         return self.accuracy
 
@@ -134,14 +140,17 @@ def read_result(arm: Arm, seed: int, student: int, teacher: int) -> RunResult:
 
 
 def mean_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of every figure of the method over the steps that have it."""
+    """Mean of every figure of the method over the steps that have it.
+
+    A figure that was not finite, as in a skipped update, is null in the log and left out.
+    """
     groups = ("misread/", "weight/", "va/", "loss/", "rollout/tokens")
-    names = {name for record in records for name in record if name.startswith(groups)}
-    means = {}
-    for name in sorted(names):
-        values = [float(record[name]) for record in records if name in record]
-        means[name] = sum(values) / len(values)
-    return means
+    steps: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith(groups) and value is not None:
+                steps.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in sorted(steps.items())}
 
 
 def best_rates(runs: Mapping[str, Sequence[RunResult]]) -> dict[str, float]:
@@ -205,6 +214,13 @@ def interval(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{points(low)} to {points(high)}"
 
 
+def p_value(value: float) -> str:
+    """Three digits, and never zero; `-` where there is none."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if value >= 1e-3 else "< 0.001"
+
+
 def arm_lines(comparison: Comparison) -> list[list[str]]:
     """The table of arms: mean accuracies, per seed, and compute."""
     lines = []
@@ -234,21 +250,18 @@ ARM_HEADINGS = (
 
 def difference_lines(comparison: Comparison) -> list[list[str]]:
     """The table of paired differences in points."""
-    lines = []
-    for row in difference_rows(comparison):
-        p = "-" if math.isnan(row["p"]) else f"{row['p']:.3f}"
-        lines.append(
-            [
-                f"{row['arm']} minus {row['minus']}",
-                row["view"],
-                points(row["mean"]),
-                interval(row["low"], row["high"]),
-                interval(row["student_low"], row["student_high"]),
-                p,
-                f"{row['ahead']} of {row['runs']}",
-            ]
-        )
-    return lines
+    return [
+        [
+            f"{row['arm']} minus {row['minus']}",
+            row["view"],
+            points(row["mean"]),
+            interval(row["low"], row["high"]),
+            interval(row["student_low"], row["student_high"]),
+            p_value(row["p"]),
+            f"{row['ahead']} of {row['runs']}",
+        ]
+        for row in difference_rows(comparison)
+    ]
 
 
 DIFFERENCE_HEADINGS = (
