@@ -259,6 +259,23 @@ def arms_are_not_matched(place):
     made(place, lambda: check_matched(arms(**changed)), recipe=STAGES)
 
 
+@situation("C201")
+def a_folder_has_another_comparison(place):
+    from types import SimpleNamespace
+
+    from vistill.studies.arms import check_started
+
+    def check():
+        lock = Path("verglichen/eins/run.lock.json")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.write_text('{"recipe": {"train": {"steps": 6}}}')
+        settings = SimpleNamespace(to_dict=lambda: {"train": {"steps": 64}})
+        arm = SimpleNamespace(folder=lock.parent, settings=settings)
+        check_started([arm], Path("verglichen"))
+
+    made(place, check)
+
+
 @situation("C301", NEW="läufe/neu")
 def arms_have_other_questions(place):
     from vistill.studies.arms import check_questions

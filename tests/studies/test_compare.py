@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from vistill.cli.compare import split_folder
 from vistill.cli.main import app
 from vistill.errors import ConfigError, StorageError
+from vistill.runs.folder import RunFolder
+from vistill.runs.storage import to_json
 from vistill.studies import compare
 from vistill.studies.compare import Pairing, Study
 from vistill.studies.compare_table import (
@@ -165,6 +167,20 @@ def test_a_recipe_that_never_evaluates_is_refused_before_anything_runs(tmp_path)
     assert caught.value.code == "S605"
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
     assert caught.value.fix.startswith("eval.every=")
+
+
+def test_a_folder_of_another_comparison_is_refused_before_anything_runs(tmp_path):
+    one_pair = replace(stages_recipe(tmp_path, "", ""), folder=tmp_path / "q", students=1)
+    quick = replace(one_pair, quick=True, seeds=1).arms(Pairing(0, 0, 0), {})
+    for arm in quick:
+        RunFolder(arm.folder).write_lock({"recipe": json.loads(to_json(arm.settings.to_dict()))})
+    compare.check_started(quick, one_pair.folder)
+    with pytest.raises(ConfigError) as caught:
+        compare.run_compare(one_pair)
+    assert caught.value.code == "C201"
+    assert "train.steps   6 -> " in caught.value.why
+    assert caught.value.fix == f"run={tmp_path / 'q-2'}"
+    assert not (one_pair.folder / "models").exists()
 
 
 def test_a_model_by_seed_is_found_by_everything_that_decides_its_weights(tmp_path, monkeypatch):

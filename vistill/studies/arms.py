@@ -17,7 +17,7 @@ from vistill.phases import LOADING_LIBRARIES, PhaseProgress
 from vistill.registry import plugin_words
 from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
-from vistill.runs.recipe_changes import flatten, key_class
+from vistill.runs.recipe_changes import flatten, in_new_folder, key_class
 from vistill.runs.storage import read_lines, to_json
 
 if TYPE_CHECKING:  # report a mistake in the recipe before the slow import of torch
@@ -125,6 +125,35 @@ def setting_differences(base: Arm, other: Arm, varies: Collection[str] = ()) -> 
         and (key_class(key) != "free" or key.startswith("eval."))
         and not any(key == name or key.startswith(f"{name}.") for name in compared)
     ]
+
+
+def check_started(arms: Sequence[Arm], folder: Path, varies: Collection[str] = ()) -> None:
+    """Raise C201 if a run of a study was started with other settings than its arm has now.
+
+    The process of the arm would find that too, but late, and its fix would be about its own run.
+
+    Args:
+        arms: of one or several seeds.
+        folder: of the study.
+        varies: settings that are not known yet.
+    """
+    for arm in arms:
+        lock = read_json(RunFolder(arm.folder).lock_file).get("recipe", {})
+        before, now = flatten(lock), flatten(json.loads(to_json(arm.settings.to_dict())))
+        lines = [
+            f"{key}   {before[key]} -> {now[key]}"
+            for key in sorted(before.keys() & now.keys())  # a version may have added keys
+            if before[key] != now[key] and key_class(key) != "free" and key not in varies
+        ]
+        if lines:
+            shown = [*lines[:5], *([f"and {len(lines) - 5} more"] if len(lines) > 5 else [])]
+            raise ConfigError(
+                "C201",
+                "the folder has runs of another comparison",
+                where=str(arm.folder),
+                why="\n".join(shown),
+                fix=in_new_folder(folder),
+            )
 
 
 def check_matched(arms: Sequence[Arm], varies: Collection[str] = ()) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vistill.config import Recipe, keys_of_stages, load_stages
-from vistill.studies.arms import Arm, check_matched, make_arms, missing_evaluation
+from vistill.studies.arms import Arm, check_matched, check_started, make_arms, missing_evaluation
 from vistill.studies.compare_table import (
     Comparison,
     RunResult,
@@ -151,12 +151,16 @@ class Study:
 def run_compare(study: Study) -> Comparison:
     """Make the models, tune, train every arm of every seed, write and print the table."""
     pairings, costs = study.pairings(), study.folder / "cost.json"
-    for arm in study.arms(pairings[0], {}):  # what cannot be compared is refused before it runs
-        if arm.settings.eval.every == 0:
-            raise missing_evaluation(arm)
+    for pairing in pairings:  # what cannot be compared is refused before anything runs
+        untuned = study.arms(pairing, {})
+        check_started(untuned, study.folder, varies=("train.lr",) if study.rates else ())
+        if untuned[0].settings.eval.every == 0:
+            raise missing_evaluation(untuned[0])
     make_models(study, pairings)
     rates = tune(study)
     arms = {pairing: study.arms(pairing, rates) for pairing in pairings}
+    for of_pairing in arms.values():
+        check_started(of_pairing, study.folder)
     run_side_by_side(
         f"{len(study.methods)} arms, {len(pairings)} seeds",
         [named(arm, pairing) for pairing in pairings for arm in arms[pairing]],
@@ -226,7 +230,8 @@ def tune(study: Study) -> dict[str, float]:
 def notes(study: Study, pairings: Sequence[Pairing]) -> tuple[str, ...]:
     """What a reader must know of the design, in sentences."""
     students, teachers = len({p.student for p in pairings}), len({p.teacher for p in pairings})
-    lines = [f"{len(pairings)} runs per arm: students {students}, teachers {teachers}."]
+    runs = "1 run" if len(pairings) == 1 else f"{len(pairings)} runs"
+    lines = [f"{runs} per arm: students {students}, teachers {teachers}."]
     if students == teachers == 1:
         lines.append("One student and one teacher: intervals over them do not exist.")
     if study.rates:
