@@ -201,8 +201,9 @@ def test_a_model_by_seed_is_found_by_everything_that_decides_its_weights(tmp_pat
 
 
 def test_the_plan_of_a_model_takes_changes_of_its_fields_and_of_its_diagrams():
-    plan = changed_plan("student", {"seed": 9, "versions": ["vision_only"], "wrong_share": 0.3})
-    assert (plan.seed, plan.wrong_share) == (9, 0.3)
+    changes = {"seed": 9, "versions": ["vision_only"], "side": 48, "wrong_share": 0.3}
+    plan = changed_plan("student", changes)
+    assert (plan.seed, plan.wrong_share, plan.settings.side) == (9, 0.3, 48)
     assert plan.settings.versions == ("vision_only",)
     assert changed_plan("student", {}) == STUDENT
 

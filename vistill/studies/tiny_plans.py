@@ -102,13 +102,13 @@ PLANS = {"teacher": TEACHER, "student": STUDENT, "base": BASE}
 def changed_plan(kind: str, changes: Mapping[str, Any]) -> TrainingPlan:
     """The plan of a kind with some fields changed.
 
-    `versions` are those of its diagrams, `size` has changed fields of its size.
+    `versions` and `side` are those of its diagrams, `size` has changed fields of its size.
     """
     fields = dict(changes)
     plan = PLANS[kind]
     if "size" in fields:
         fields["size"] = replace(plan.size, **fields["size"])
-    if "versions" in fields:
-        versions = tuple(fields.pop("versions"))
-        plan = replace(plan, settings=replace(plan.settings, versions=versions))
-    return replace(plan, **fields)
+    drawn = {key: fields.pop(key) for key in ("versions", "side") if key in fields}
+    if "versions" in drawn:
+        drawn["versions"] = tuple(drawn["versions"])
+    return replace(plan, settings=replace(plan.settings, **drawn), **fields)
