@@ -108,3 +108,18 @@ def test_the_page_of_the_project_is_that_of_its_stored_results():
     results = json.loads(map_page.RESULTS.read_text())
     page = map_page.PAGE.read_text()
     assert stated_test.page_with(page, results) == page
+
+
+def test_the_readme_has_the_stored_result():
+    results = json.loads(map_page.RESULTS.read_text())
+    lines = (REPO / "README.md").read_text().splitlines()
+    rows = {name: [line for line in lines if line.startswith(f"| `{name}`")] for name in results}
+    for name in stated_test.HELD_BACK:
+        accuracies = [
+            f"{map_page.mean_of(results[name], arm, 'accuracy')} %" for arm in stated_test.TEST_ARMS
+        ]
+        assert " | ".join(accuracies) in rows[name][0]
+    for (name, _), row in stated_test.tested(results).items():
+        interval = f"{row.facts.student_low:+.1f} to {row.facts.student_high:+.1f}"
+        p = f"{row.p:.2f}".removeprefix("0")
+        assert f"{row.facts.mean:+.1f} ({interval}), p = {p}" in rows[name][0]
