@@ -17,7 +17,7 @@ from vistill.phases import LOADING_LIBRARIES, PhaseProgress
 from vistill.registry import plugin_words
 from vistill.report.run_data import read_json
 from vistill.runs.folder import RunFolder
-from vistill.runs.recipe_changes import flatten, in_new_folder, key_class
+from vistill.runs.recipe_changes import differences, flatten, in_new_folder, key_class
 from vistill.runs.storage import read_lines, to_json
 
 if TYPE_CHECKING:  # report a mistake in the recipe before the slow import of torch
@@ -139,12 +139,9 @@ def check_started(arms: Sequence[Arm], folder: Path, varies: Collection[str] = (
     """
     for arm in arms:
         lock = read_json(RunFolder(arm.folder).lock_file).get("recipe", {})
-        before, now = flatten(lock), flatten(json.loads(to_json(arm.settings.to_dict())))
-        lines = [
-            f"{key}   {before[key]} -> {now[key]}"
-            for key in sorted(before.keys() & now.keys())  # a version may have added keys
-            if before[key] != now[key] and key_class(key) != "free" and key not in varies
-        ]
+        now = json.loads(to_json(arm.settings.to_dict()))
+        changed = differences(lock, now, defaults=now)  # a version may have added keys
+        lines = [f"{key}   {change}" for key, change in changed.items() if key not in varies]
         if lines:
             shown = [*lines[:5], *([f"and {len(lines) - 5} more"] if len(lines) > 5 else [])]
             raise ConfigError(
