@@ -16,7 +16,7 @@ from typing import Any
 from vistill.data.set_settings import check_sets_left
 from vistill.errors import ConfigError, VistillError, closest, quote_command, quote_setting
 from vistill.objectives.schema import MethodSchemas
-from vistill.ranges import accepts_text, fits, typed
+from vistill.ranges import accepts_text, fits, schemas_of, typed
 from vistill.recipe_files import find_recipe, read_recipe_text, shipped_recipes
 from vistill.registry import KINDS, PLUGIN_NOTE, load_plugins, methods, way_back
 from vistill.runs.recipe_changes import compare_recipes, flatten, key_class
@@ -169,7 +169,7 @@ def check_stages(stages: Any, tree: Mapping[str, Any], source: Source) -> None:
         raise ConfigError("C002", what, where=where, fix=fix)
     if "run" not in tree:
         raise missing_key(("run",), source)
-    if not isinstance(tree["run"], str):
+    if not fits(schemas_of(Recipe)["run"], tree["run"]):
         raise wrong_value(("run",), tree["run"], source)
 
 

@@ -20,6 +20,8 @@ from vistill.errors import ConfigError, closest, quote_setting
 
 #: JSON schema's name of each type that a field may have.
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+#: Pattern of a text that has more than spaces.
+NOT_BLANK = r"\S"
 #: The same in words, for messages.
 WORDS = {
     "boolean": "true or false",
@@ -314,8 +316,11 @@ def describe(schema: Mapping[str, Any]) -> str:
         kinds = f"a group of names, each with {describe(values_of(schema))}"
     else:
         kinds = WORDS.get(schema.get("type", ""), "anything")
-        pattern = schema.get("pattern", "").replace("\\", "")
-        kinds += f" that contains {pattern}" if pattern else ""
+        pattern = schema.get("pattern", "")
+        if pattern == NOT_BLANK:
+            kinds += " that is not blank"
+        elif pattern:
+            kinds += " that contains " + pattern.replace("\\", "")
     bounds = bounds_of(schema)
     return f"{kinds}, {bounds}" if bounds else kinds
 

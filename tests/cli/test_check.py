@@ -73,6 +73,12 @@ def test_a_missing_model_is_found_before_any_weight_is_loaded(tmp_path):
     assert caught.value.code == "M103"
 
 
+def test_a_student_without_a_name_is_an_error_and_not_left_out(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        check(TINY, [f"run={tmp_path / 'x'}", "student.model="], fast=True)
+    assert caught.value.code == "M103"
+
+
 def test_another_family_is_refused(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

@@ -256,6 +256,18 @@ def test_stages_that_are_no_mapping_of_keys_are_refused(tmp_path, stages):
     assert error.code in ("C002", "C102")
 
 
+@pytest.mark.parametrize("folder", ["", " "])
+@pytest.mark.parametrize("stages", ["", "stages: {a: {seed: 1}}\n"])
+def test_a_run_folder_without_a_name_is_refused_and_no_stage_is_put_at_the_root(
+    tmp_path, folder, stages
+):
+    (tmp_path / "r.yaml").write_text(GOOD + stages)
+    with pytest.raises(ConfigError) as error:
+        load_stages(tmp_path / "r.yaml", {"run": folder})
+    assert (error.value.code, error.value.what) == ("C002", f'run cannot be "{folder}"')
+    assert "text that is not blank" in error.value.why
+
+
 def test_an_error_over_two_keys_names_them_in_full_with_a_fix_that_works(tmp_path):
     error = caught(tmp_path, overrides=["train.schedule.min_lr=1"])
     assert error.what.startswith("train.schedule.min_lr = 1")

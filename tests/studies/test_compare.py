@@ -323,6 +323,16 @@ def test_a_setting_that_the_comparison_gives_each_run_is_refused(word):
     assert word.partition("=")[0] in done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["run="], "folder has no name"), (["--methods", "opd,a.b"], "a.b: a name has no dot")],
+)
+def test_a_folder_or_an_arm_without_a_usable_name_is_refused(words, part):
+    done = CliRunner().invoke(app, ["compare", "demo.yaml", *words])
+    assert done.exit_code == 2
+    assert part in done.output
+
+
 def test_the_last_folder_counts_as_in_every_verb():
     words = ["run=a", "train.lr=1e-4", "run=b=c"]
     assert split_folder(words) == (Path("b=c"), ("train.lr=1e-4",))

@@ -28,6 +28,9 @@ def words_of(text: str, option: str) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if len(words) < 2 and option == "--methods":
         raise typer.BadParameter("two names at least, such as opd,va_opd", param_hint=option)
+    for word in words if option == "--methods" else ():
+        if "." in word:
+            raise typer.BadParameter(f"{word}: a name has no dot", param_hint=option)
     return words
 
 
@@ -47,6 +50,8 @@ def split_folder(words: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
         reason = DECIDED.get(re.sub(r"^stages\.[^.]+\.", "", key))
         if reason is not None:
             raise typer.BadParameter(f"compare sets {key} itself: {reason}", param_hint=word)
+        if key == "run" and not value.strip():
+            raise typer.BadParameter("the folder has no name", param_hint=word)
         if key == "run":
             folder = value
         else:

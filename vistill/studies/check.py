@@ -202,7 +202,7 @@ def model_findings(recipe: Recipe, fast: bool) -> list[CheckResult]:
     several = {f"teachers.{name}": one.model for name, one in recipe.teachers.items()}
     roles = {"student": recipe.student.model, "teacher": recipe.teacher.model, **several}
     for role, model in roles.items():
-        if model:
+        if model or role == "student":
             lines.append(CheckResult(role, model_metadata(resolve_model(model, role), role, fast)))
     return lines
 

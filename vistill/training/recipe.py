@@ -12,7 +12,7 @@ from vistill.data.settings import DataSettings
 from vistill.errors import ConfigError
 from vistill.evaluation.settings import EvalSettings
 from vistill.lora_settings import LoraSettings
-from vistill.ranges import check_ranges
+from vistill.ranges import NOT_BLANK, check_ranges
 from vistill.rollouts.settings import RolloutSettings
 from vistill.runs.recipe_changes import flatten, key_class
 from vistill.training.optimizer_bytes import HALF_PRECISIONS
@@ -97,7 +97,7 @@ class NamedTeacherSettings(TeacherSettings):
 class Recipe:
     """A whole run: the same fields in YAML, on the command line (`train.lr=2e-6`) and in Python."""
 
-    run: str
+    run: str = field(metadata={"pattern": NOT_BLANK})
     """Folder that everything is written into. An unfinished run in it is resumed."""
     student: StudentSettings
     method: str
@@ -292,4 +292,4 @@ def stored_in(folder: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_settings(method: str) -> dict[str, Any]:
     """What a key is where a recipe does not name it."""
-    return Recipe(run="", student=StudentSettings(), method=method).to_dict()
+    return Recipe(run=HERE, student=StudentSettings(), method=method).to_dict()
