@@ -265,6 +265,8 @@ def main(words: Sequence[str]) -> None:
     finished = [n for n in CELLS if folder and (folder / n / "compare.json").is_file()]
     results |= {name: read_cell(name, folder) for name in finished if folder}
     ordered = {name: results[name] for name in CELLS if name in results}
+    if all(CELLS[name].held_back for name in ordered):
+        sys.exit(f"no finished cell of the map in {folder or RESULTS}")
     RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
     write({name: cell for name, cell in ordered.items() if not CELLS[name].held_back})
 

@@ -6,7 +6,6 @@ is computed before both cells are complete.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from map import CELLS, TEST_ARMS
 
 from vistill.evaluation.crossed import CrossedStatistics, crossed_statistics
 from vistill.evaluation.paired import LEVEL, holm_correction
+from vistill.studies.compare_table import p_value
 
 BEGIN = "<!-- stated test: python benchmarks/stated_test.py -->"
 END = "<!-- end of the stated test -->"
@@ -123,17 +123,10 @@ def difference_lines(differences: Mapping[tuple[str, str], Difference]) -> Itera
         interval = f"{facts.student_low:+.1f} to {facts.student_high:+.1f}"
         bootstrap = f"{facts.low:+.1f} to {facts.high:+.1f}"
         yield (
-            f"| `{cell}` | `{base}` | **{facts.mean:+.1f}** | {interval} | {p_value(difference.p)} "
-            f"| {difference.word} | {facts.ahead} of {facts.runs} | {bootstrap} "
-            f"| {p_value(facts.sign_flip_p)} |"
+            f"| `{cell}` | `{base}` | **{facts.mean:+.1f}** | {interval} "
+            f"| {p_value(difference.p, 4)} | {difference.word} | {facts.ahead} of {facts.runs} "
+            f"| {bootstrap} | {p_value(facts.sign_flip_p, 4)} |"
         )
-
-
-def p_value(value: float) -> str:
-    """Four digits, and never zero."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"
 
 
 def arm_lines(results: Mapping[str, Any]) -> Iterator[str]:

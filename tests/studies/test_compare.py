@@ -267,6 +267,7 @@ def test_a_p_value_is_never_shown_as_zero():
     assert "&lt; 0.001" in page(table)
     assert p_value(0.0) == "< 0.001"
     assert p_value(0.0474) == "0.047"
+    assert (p_value(0.0275, 4), p_value(9e-5, 4)) == ("0.0275", "< 0.0001")
     assert p_value(float("nan")) == "-"
 
 

@@ -39,6 +39,14 @@ def own_files(monkeypatch, tmp_path):
     return tmp_path
 
 
+def test_without_a_finished_cell_nothing_is_written(own_files):
+    before = map_page.PAGE.read_text()
+    with pytest.raises(SystemExit, match="no finished cell"):
+        map_page.main([str(own_files)])
+    assert map_page.PAGE.read_text() == before
+    assert not map_page.RESULTS.exists()
+
+
 def test_the_table_has_paired_differences_of_finished_cells_in_points(own_files):
     write_cell(own_files / "runs", "short", -0.05)
     write_cell(own_files / "runs", "demo", 0.1)

@@ -214,11 +214,12 @@ def interval(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{points(low)} to {points(high)}"
 
 
-def p_value(value: float) -> str:
-    """Three digits, and never zero; `-` where there is none."""
+def p_value(value: float, digits: int = 3) -> str:
+    """Never zero: `< 0.001` with three digits; `-` where there is none."""
     if math.isnan(value):
         return "-"
-    return f"{value:.3f}" if value >= 1e-3 else "< 0.001"
+    least = 10.0**-digits
+    return f"{value:.{digits}f}" if value >= least else f"< {least:.{digits}f}"
 
 
 def arm_lines(comparison: Comparison) -> list[list[str]]:
