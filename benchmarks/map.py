@@ -50,11 +50,13 @@ SMALL_GLYPHS = {"side": 32}
 CELLS = {
     "demo": Cell(variants=True),
     "no_wrong_labels": Cell(student={"wrong_steps": 0}),
-    "some_wrong_labels": Cell(student={"wrong_share": 0.3}, variants=True),
+    "some_wrong_labels": Cell(student={"wrong_share": 0.3}),
     "noisy_tower": Cell(student={"vision_noise": 0.1}),
     "noisier_tower": Cell(student={"vision_noise": 0.2, "wrong_steps": 0}),
     "text_helps": Cell(('data.diagrams.options.versions=["text_lite"]',), TEXT_HELPS, TEXT_HELPS),
-    "small_glyphs": Cell(("data.diagrams.options.side=32",), SMALL_GLYPHS, SMALL_GLYPHS),
+    "small_glyphs": Cell(
+        ("data.diagrams.options.side=32",), SMALL_GLYPHS, SMALL_GLYPHS, variants=True
+    ),
     "other_scaffold": Cell(student={"solve_steps": 750}),
     "short": Cell(("rollout.max_new_tokens=64",)),
     "two_siblings": Cell(("rollout.per_prompt=2", "train.prompts_per_step=32")),
