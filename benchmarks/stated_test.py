@@ -145,13 +145,16 @@ def arm_lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def pair_lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """Accuracy at T = 1 of every pair of a student and a teacher."""
-    yield f"| cell | student, teacher | {' | '.join(f'`{arm}`' for arm in TEST_ARMS)} |"
-    yield "|---" * (2 + len(TEST_ARMS)) + "|"
+    """Accuracy at T = 1 of every pair, and how often rollouts of `grounded_opd` misread."""
+    arms = " | ".join(f"`{arm}`" for arm in TEST_ARMS)
+    yield f"| cell | student, teacher | {arms} | rollouts that misread |"
+    yield "|---" * (3 + len(TEST_ARMS)) + "|"
     for cell in HELD_BACK:
         by_arm = {arm: map_page.accuracies(results[cell], arm) for arm in TEST_ARMS}
+        misread = map_page.accuracies(results[cell], OURS, "misread/rollout_share")
         for key in sorted(by_arm[OURS]):
-            words = [f"{100 * by_arm[arm][key]:.1f}" for arm in TEST_ARMS]
+            values = [*(by_arm[arm][key] for arm in TEST_ARMS), misread[key]]
+            words = [f"{100 * value:.1f}" for value in values]
             yield f"| `{cell}` | {key[0]}, {key[1]} | {' | '.join(words)} |"
 
 

@@ -28,6 +28,7 @@ def cell(of_opd, of_va, noise=1.0):
                     {"arm": arm, "seed": seed, "student": student, "teacher": teacher,
                      "rate": 3e-4, "before": 0.25, "accuracy": points / 100, "greedy": 0.8,
                      "accuracy_equal_compute": points / 100, "compute": 1.0}
+                    | ({"misread/rollout_share": 0.4} if arm == "grounded_opd" else {})
                 )  # fmt: skip
     return {"what": {}, "notes": [], "runs": runs}
 
@@ -101,7 +102,7 @@ def test_every_pair_and_arm_is_on_the_page():
     assert text.endswith("after\n")
     assert "stale" not in text
     assert sum(line.startswith("| `figure_only` | ") for line in text.splitlines()) == 2 + 3 + 10
-    assert "| `mild_k2` | 4, 1 | 62.0 | 67.0 | 71.0 |" in text
+    assert "| `mild_k2` | 4, 1 | 62.0 | 67.0 | 71.0 | 40.0 |" in text
 
 
 def test_the_page_of_the_project_is_that_of_its_stored_results():
