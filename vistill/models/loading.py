@@ -328,10 +328,20 @@ def load_weights(
     vlm = VLM(model, encoder.tokenizer, encoder.family, encoder.source)
     if quantization:
         quantize(vlm, quantization, device)
-    model.to(device)
+    move_to_device(model, device)
     if name != encoder.source:
         add_saved_adapters(model, Path(encoder.source))
     return vlm
+
+
+def move_to_device(model: PreTrainedModel, device: str | torch.device) -> None:
+    """Move a model, and keep its tied weights tied.
+
+    On devices whose tensors cannot take the place of host tensors, such as many NPUs,
+    `Module.to` makes a new parameter for each of two tied layers, and they would train apart.
+    """
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    model.tie_weights()
 
 
 def teacher_dtype(device: str | torch.device, precision: str = "auto") -> torch.dtype:
