@@ -94,15 +94,21 @@ def crossed_bootstrap(differences: Crossed, draws: int = DRAWS) -> tuple[float, 
         return math.nan, math.nan
     row = np.array([students.index(key[0]) for key in keys])
     column = np.array([teachers.index(key[1]) for key in keys])
-    rng, means = np.random.default_rng(BOOTSTRAP_SEED), list[float]()
+    rng, means = np.random.default_rng(BOOTSTRAP_SEED), np.empty(0)
+    sizes = np.repeat([len(students), len(teachers)], [len(students), len(teachers)])
     while len(means) < draws:
-        s = np.bincount(rng.integers(len(students), size=len(students)), minlength=len(students))
-        t = np.bincount(rng.integers(len(teachers), size=len(teachers)), minlength=len(teachers))
-        weight = s[row] * t[column]
-        if weight.sum() > 0:
-            means.append(float((weight * values).sum() / weight.sum()))
+        drawn = rng.integers(np.broadcast_to(sizes, (draws, len(sizes))))
+        s, t = counts(drawn[:, : len(students)]), counts(drawn[:, len(students) :])
+        weight = s[:, row] * t[:, column]
+        weight = weight[weight.sum(1) > 0]
+        means = np.concatenate([means, (weight * values).sum(1) / weight.sum(1)])[:draws]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def counts(drawn: np.ndarray) -> np.ndarray:
+    """How often each of 0 ... n - 1 is in each row of n drawn numbers, `(draws, n)`."""
+    return (drawn[:, :, None] == np.arange(drawn.shape[1])).sum(1)
 
 
 def sign_flips(values: Sequence[float]) -> float:
