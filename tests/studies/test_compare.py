@@ -19,7 +19,7 @@ from vistill.cli.main import app
 from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
-from vistill.studies import compare
+from vistill.studies import compare, models_by_seed
 from vistill.studies.compare import Pairing, Study
 from vistill.studies.compare_table import (
     Comparison,
@@ -365,6 +365,33 @@ def test_each_arm_is_tuned_on_seeds_of_its_own_and_then_runs_with_its_rate(tmp_p
     assert all(arm.settings.train.lr == best[arm.settings.method] for arm in compared)
     assert "student 1: 90.0 % greedy, 50.0 % sampled when it was made." in table.notes
     assert (tmp_path / "compare.html").is_file()
+
+
+def test_runs_wait_for_their_models_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISTILL_CACHE", str(tmp_path / "cache"))
+    ran, made = [], set()
+    # What is tested is what waits for what: the models and 9 runs would take minutes.
+    monkeypatch.setattr(compare, "run_side_by_side", lambda label, arms, *_: ran.append(arms))
+    monkeypatch.setattr(
+        compare,
+        "read_result",
+        lambda arm, seed, s, t: result(arm.name, seed, 0.5, student=s, teacher=t),
+    )
+    monkeypatch.setattr(TinyModels, "measured", lambda *_: {"greedy": 0.9, "sampled": 0.5})
+    compare.run_compare(study(tmp_path))
+    (arms,) = ran
+    assert [arm.name for arm in arms[:3]] == ["teacher 1", "student 1", "opd seed 0"]
+    assert len(arms) == 11
+    monkeypatch.setattr(models_by_seed, "is_complete_model", lambda path: path.name[:9] in made)
+
+    def ready():
+        return [arm.name[-1] for arm in arms[2:] if arm.ready()]
+
+    assert ready() == ["0"] * 3
+    made.add("teacher-1")  # student 0 with teacher 1 has seed 2
+    assert ready() == ["0"] * 3 + ["2"] * 3
+    made.add("student-1")
+    assert ready() == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
 
 
 #: The shipped pair by its folders, so that no model is made by seed.

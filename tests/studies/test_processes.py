@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,23 @@ def test_an_arm_has_one_thread_no_network_and_no_terminal(folder):
     assert environment["OMP_NUM_THREADS"] == environment["HF_HUB_OFFLINE"] == "1"
     assert stdin == ""
     assert leads_session
+
+
+def test_an_arm_starts_when_what_it_reads_exists_and_others_do_not_wait_for_it(folder):
+    reader = replace(
+        fake("reader", "note(open('model').read())"), ready=lambda: Path("model").exists()
+    )
+    maker = fake("maker", "time.sleep(0.3)\nnote('made')\nopen('model', 'w').write('read')")
+    run([reader, maker, fake("other", "note('other')")])
+    assert sorted(lines()) == ["made", "other", "read"]
+    assert lines().index("read") > lines().index("made")
+
+
+def test_an_arm_that_nothing_can_make_ready_is_started_and_says_what_it_lacks(folder):
+    reader = replace(fake("reader", "open('model')"), ready=lambda: False)
+    with pytest.raises(ArmError, match="model"):
+        run([reader, fake("other", "note('other')")])
+    assert lines() == ["other"]
 
 
 def test_the_progress_of_a_command_without_a_recipe_is_its_last_line(folder):

@@ -37,6 +37,8 @@ class Arm:
     """The command line that runs the arm in its own process."""
     done: Callable[[], bool] = lambda: False
     """For a command without a recipe: whether its result exists."""
+    ready: Callable[[], bool] = lambda: True
+    """Whether what it reads exists, such as a model that another arm makes."""
     own_keys: tuple[str, ...] | None = None
     """The keys that a stage sets itself; None for a recipe without stages."""
 

@@ -156,14 +156,20 @@ def run_compare(study: Study) -> Comparison:
         check_started(untuned, study.folder, varies=("train.lr",) if study.rates else ())
         if untuned[0].settings.eval.every == 0:
             raise missing_evaluation(untuned[0])
-    make_models(study, pairings)
     rates = tune(study)
     arms = {pairing: study.arms(pairing, rates) for pairing in pairings}
     for of_pairing in arms.values():
         check_started(of_pairing, study.folder)
+    missing = [] if study.rates else missing_models(study, pairings)
+    made = f"{len(missing)} tiny models, " if missing else ""
+    runs = [
+        waiting_for_models(study, named(arm, pairing), pairing)
+        for pairing in pairings
+        for arm in arms[pairing]
+    ]
     run_side_by_side(
-        f"{len(study.methods)} arms, {len(pairings)} seeds",
-        [named(arm, pairing) for pairing in pairings for arm in arms[pairing]],
+        f"{made}{len(study.methods)} arms, {len(pairings)} seeds",
+        [*missing, *runs],
         costs,
         study.at_once,
     )
@@ -183,18 +189,23 @@ def named(arm: Arm, pairing: Pairing) -> Arm:
     return replace(arm, name=f"{arm.name} seed {pairing.seed}")
 
 
-def make_models(study: Study, pairings: Sequence[Pairing]) -> None:
-    """Make the students and teachers that the runs need and that are not in the cache."""
+def waiting_for_models(study: Study, arm: Arm, pairing: Pairing) -> Arm:
+    """The arm, which starts when its student and its teacher exist."""
     if not study.makes_models:
-        return
-    students = {p.student for p in pairings} | ({study.students} if study.rates else set())
+        return arm
+    sides = (("student", pairing.student), ("teacher", pairing.teacher))
+    return replace(arm, ready=lambda: all(study.models.exists(*side) for side in sides))
+
+
+def missing_models(study: Study, pairings: Sequence[Pairing]) -> list[Arm]:
+    """What makes the students and teachers of these pairings that are not in the cache."""
+    if not study.makes_models:
+        return []
     logs = study.folder / "models-log"
-    missing = [
+    return [
         *study.models.arms("teacher", {p.teacher for p in pairings}, logs),
-        *study.models.arms("student", students, logs),
+        *study.models.arms("student", {p.student for p in pairings}, logs),
     ]
-    if missing:
-        run_side_by_side("making tiny models", missing, study.folder / "cost.json", study.at_once)
 
 
 def tune(study: Study) -> dict[str, float]:
@@ -215,10 +226,13 @@ def tune(study: Study) -> dict[str, float]:
         )
         for rate in sorted(study.rates)
     }
+    costs = study.folder / "cost.json"
+    if missing := missing_models(study, [*study.pairings(), pairing]):
+        run_side_by_side("making tiny models", missing, costs, study.at_once)
     run_side_by_side(
         f"tuning: {len(study.rates)} rates for each arm",
         [replace(a, name=f"{a.name} {rate:g}") for rate, arms in by_rate.items() for a in arms],
-        study.folder / "cost.json",
+        costs,
         study.at_once,
     )
     for arms in by_rate.values():

@@ -95,6 +95,11 @@ class TinyModels:
             )
         return arms
 
+    def exists(self, kind: str, number: int) -> bool:
+        """Whether a model is shipped, or made already."""
+        index = self.first + number
+        return not self.is_made(kind, index) or is_complete_model(self.path(kind, index))
+
     def measured(self, kind: str, number: int) -> dict[str, float]:
         """Accuracies on the model's card."""
         index = self.first + number

@@ -100,12 +100,20 @@ class Processes:
         for process in self.ended:
             if process.code != 0 and not (self.received is not None and process.has_stopped()):
                 raise process.error()
-        while self.waiting and len(self.running) < self.at_once and self.received is None:
-            process = ArmProcess(self.waiting.pop(0))
+        while (
+            len(self.running) < self.at_once and self.received is None and (arm := self.next_arm())
+        ):
+            self.waiting.remove(arm)
+            process = ArmProcess(arm)
             self.running.append(process)
             if self.received is not None:  # the signal arrived during the start
                 process.send_signal(self.received)
         return bool(self.running)
+
+    def next_arm(self) -> Arm | None:
+        """The first waiting arm that is ready; if none is or runs, the first, which says why."""
+        ready = [arm for arm in self.waiting if arm.ready()]
+        return next(iter(ready if ready or self.running else self.waiting), None)
 
     def collect(self) -> None:
         """Move ended processes from `running` to `ended`."""
