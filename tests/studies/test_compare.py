@@ -1,6 +1,7 @@
 """`vistill compare`: matched arms over students, teachers and seeds, and its table."""
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from vistill.cli.main import app
 from vistill.errors import ConfigError, StorageError
 from vistill.runs.folder import RunFolder
 from vistill.runs.storage import to_json
-from vistill.studies import compare, models_by_seed
+from vistill.studies import compare
 from vistill.studies.compare import Pairing, Study
 from vistill.studies.compare_table import (
     Comparison,
@@ -367,31 +368,32 @@ def test_each_arm_is_tuned_on_seeds_of_its_own_and_then_runs_with_its_rate(tmp_p
     assert (tmp_path / "compare.html").is_file()
 
 
-def test_runs_wait_for_their_models_only(tmp_path, monkeypatch):
+def test_runs_wait_for_their_own_models_only(tmp_path, monkeypatch):
     monkeypatch.setenv("VISTILL_CACHE", str(tmp_path / "cache"))
-    ran, made = [], set()
-    # What is tested is what waits for what: the models and 9 runs would take minutes.
-    monkeypatch.setattr(compare, "run_side_by_side", lambda label, arms, *_: ran.append(arms))
-    monkeypatch.setattr(
-        compare,
-        "read_result",
-        lambda arm, seed, s, t: result(arm.name, seed, 0.5, student=s, teacher=t),
-    )
-    monkeypatch.setattr(TinyModels, "measured", lambda *_: {"greedy": 0.9, "sampled": 0.5})
-    compare.run_compare(study(tmp_path))
-    (arms,) = ran
-    assert [arm.name for arm in arms[:3]] == ["teacher 1", "student 1", "opd seed 0"]
-    assert len(arms) == 11
-    monkeypatch.setattr(models_by_seed, "is_complete_model", lambda path: path.name[:9] in made)
+    whole = study(tmp_path)
+    pairings = whole.pairings()
+    models = compare.missing_models(whole, pairings)
+    runs = compare.runs_of(whole, {pairing: whole.arms(pairing, {}) for pairing in pairings})
+    assert [arm.name for arm in models] == ["teacher 1", "student 1"]
+    assert [arm.name for arm in runs[::3]] == ["opd seed 0", "opd seed 1", "opd seed 2"]
 
-    def ready():
-        return [arm.name[-1] for arm in arms[2:] if arm.ready()]
+    def make(kind):
+        folder = whole.models.path(kind, 1)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        assert not whole.models.exists(kind, 1)  # its card is written last
+        card = {"sha256": hashlib.sha256(b"weights").hexdigest()}
+        (folder / "CARD.json").write_text(json.dumps(card))
 
-    assert ready() == ["0"] * 3
-    made.add("teacher-1")  # student 0 with teacher 1 has seed 2
-    assert ready() == ["0"] * 3 + ["2"] * 3
-    made.add("student-1")
-    assert ready() == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+    def seeds_that_start():
+        return sorted({arm.seed for arm in runs if arm.ready()})
+
+    assert seeds_that_start() == [0]
+    make("teacher")  # seed 2 has it with student 0
+    assert seeds_that_start() == [0, 2]
+    make("student")
+    assert seeds_that_start() == [0, 1, 2]
+    assert compare.missing_models(whole, pairings) == []
 
 
 #: The shipped pair by its folders, so that no model is made by seed.

@@ -160,19 +160,11 @@ def run_compare(study: Study) -> Comparison:
     arms = {pairing: study.arms(pairing, rates) for pairing in pairings}
     for of_pairing in arms.values():
         check_started(of_pairing, study.folder)
-    missing = [] if study.rates else missing_models(study, pairings)
-    made = f"{len(missing)} tiny models, " if missing else ""
-    runs = [
-        waiting_for_models(study, named(arm, pairing), pairing)
-        for pairing in pairings
-        for arm in arms[pairing]
-    ]
-    run_side_by_side(
-        f"{made}{len(study.methods)} arms, {len(pairings)} seeds",
-        [*missing, *runs],
-        costs,
-        study.at_once,
-    )
+    models = [] if study.rates else missing_models(study, pairings)  # tuning has made them
+    label = f"{len(study.methods)} arms, {len(pairings)} seeds"
+    if models:
+        label = f"making {', '.join(arm.name for arm in models)}; {label}"
+    run_side_by_side(label, [*models, *runs_of(study, arms)], costs, study.at_once)
     results = [
         read_result(arm, pairing.seed, pairing.student, pairing.teacher)
         for pairing in pairings
@@ -189,12 +181,17 @@ def named(arm: Arm, pairing: Pairing) -> Arm:
     return replace(arm, name=f"{arm.name} seed {pairing.seed}")
 
 
-def waiting_for_models(study: Study, arm: Arm, pairing: Pairing) -> Arm:
-    """The arm, which starts when its student and its teacher exist."""
+def runs_of(study: Study, arms: Mapping[Pairing, Sequence[Arm]]) -> list[Arm]:
+    """The runs of all pairings; each starts when its own student and teacher exist."""
+
+    def has_models(pairing: Pairing) -> bool:
+        student = study.models.exists("student", pairing.student)
+        return student and study.models.exists("teacher", pairing.teacher)
+
+    runs = [(named(arm, pairing), pairing) for pairing, its in arms.items() for arm in its]
     if not study.makes_models:
-        return arm
-    sides = (("student", pairing.student), ("teacher", pairing.teacher))
-    return replace(arm, ready=lambda: all(study.models.exists(*side) for side in sides))
+        return [run for run, _ in runs]
+    return [replace(run, ready=lambda p=pairing: has_models(p)) for run, pairing in runs]
 
 
 def missing_models(study: Study, pairings: Sequence[Pairing]) -> list[Arm]:
