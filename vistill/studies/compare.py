@@ -185,13 +185,14 @@ def runs_of(study: Study, arms: Mapping[Pairing, Sequence[Arm]]) -> list[Arm]:
     """The runs of all pairings; each starts when its own student and teacher exist."""
 
     def has_models(pairing: Pairing) -> bool:
-        student = study.models.exists("student", pairing.student)
-        return student and study.models.exists("teacher", pairing.teacher)
+        sides = (("student", pairing.student), ("teacher", pairing.teacher))
+        return not study.makes_models or all(study.models.exists(*side) for side in sides)
 
-    runs = [(named(arm, pairing), pairing) for pairing, its in arms.items() for arm in its]
-    if not study.makes_models:
-        return [run for run, _ in runs]
-    return [replace(run, ready=lambda p=pairing: has_models(p)) for run, pairing in runs]
+    return [
+        replace(named(arm, pairing), ready=lambda p=pairing: has_models(p))
+        for pairing, of_pairing in arms.items()
+        for arm in of_pairing
+    ]
 
 
 def missing_models(study: Study, pairings: Sequence[Pairing]) -> list[Arm]:

@@ -74,12 +74,11 @@ class TinyModels:
         A folder that a killed command left is removed.
         """
         arms = []
-        for index in sorted({self.first + number for number in numbers}):
-            if not self.is_made(kind, index):
+        for number in sorted(set(numbers)):
+            if self.exists(kind, number):
                 continue
+            index = self.first + number
             target = self.path(kind, index)
-            if is_complete_model(target):
-                continue
             shutil.rmtree(target, ignore_errors=True)
             words = json.dumps(self.plan_words(kind, index))
             module = "vistill.studies.make_tiny_models"

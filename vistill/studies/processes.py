@@ -111,9 +111,10 @@ class Processes:
         return bool(self.running)
 
     def next_arm(self) -> Arm | None:
-        """The first waiting arm that is ready; if none is or runs, the first, which says why."""
-        ready = [arm for arm in self.waiting if arm.ready()]
-        return next(iter(ready if ready or self.running else self.waiting), None)
+        """The first waiting arm that is ready; if none is ready or running, the first of all."""
+        ready = (arm for arm in self.waiting if arm.ready())
+        # what nothing can make ready is started: its own error says what it lacks
+        return next(ready, None if self.running or not self.waiting else self.waiting[0])
 
     def collect(self) -> None:
         """Move ended processes from `running` to `ended`."""
